@@ -1,0 +1,145 @@
+"""The command line: parse, call one function, print. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from comkd_ray import __version__
+from comkd_ray.errors import UserError
+
+FAILED, USAGE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
+QUICKSTART = "quickstart"
+
+
+def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """A person's mistake is one line and exit code 2; Ctrl-C is 130."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            click.echo(f"comkd-ray: {error}", err=True)
+            sys.exit(USAGE)
+        except KeyboardInterrupt:
+            click.echo("comkd-ray: interrupted", err=True)
+            sys.exit(INTERRUPTED)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="comkd-ray")
+def main() -> None:
+    """Turn a large CLIP into a small one, and know which part of the method earned it.
+
+    \b
+    Examples:
+      comkd-ray tune                                  the quickstart, on what ships inside
+      comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
+      comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
+      comkd-ray report reports/quickstart             rebuild the HTML from the results
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed, 130 interrupted.
+    """
+
+
+@main.command()
+@click.argument("study", required=False, type=click.Path(path_type=Path))
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
+@click.option("--reports", default="reports", type=click.Path(path_type=Path), show_default=True,
+              help="Folder of run directories.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with a study that has begun.")
+@click.option("--address", help="Ray cluster to join; else $RAY_ADDRESS, else a local Ray starts.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
+@_plain_errors
+def tune(
+    study: Path | None,
+    sets: tuple[str, ...],
+    reports: Path,
+    resume: bool,
+    address: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Search STUDY (default: the quickstart) and write reports/<study>/report.html."""
+    from comkd_ray.study_file import load, search_spaces
+
+    path = study or search_spaces() / f"{QUICKSTART}.yaml"
+    loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
+    _quiet_libraries(verbose)
+    from comkd_ray.cluster import set_environment
+
+    set_environment(address)
+    from comkd_ray.progress import Screen
+    from comkd_ray.study_run import run_study
+
+    style = "json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain"
+    screen = Screen(style)
+    run = (reports / loaded.study).absolute()
+    screen.say(f"study {loaded.study}: {path}")
+    outcome = run_study(loaded, run, screen, resume, address, verbose)
+    _tell(outcome, as_json, quiet)
+    if outcome.interrupted:
+        sys.exit(INTERRUPTED)
+    if outcome.best is None:
+        sys.exit(FAILED)
+    if outcome.failed or outcome.left:
+        sys.exit(SOME_FAILED)
+
+
+def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
+    best, html = outcome.best, outcome.run / "report.html"
+    if as_json:
+        fields = {"arms": outcome.arms, "failed": outcome.failed, "left": outcome.left, "best": best}
+        click.echo(json.dumps({"event": "end", "seconds": outcome.seconds, "report": str(html), **fields}))
+        return
+    if quiet:
+        return
+    click.echo(f"{outcome.arms} arms ended, {outcome.failed} failed, {outcome.left} left, {outcome.seconds:.0f} s")
+    if outcome.left or outcome.interrupted:
+        click.echo("the same command with --resume goes on")
+    if best is not None:
+        scores = [best[f"test_{name}"] for name in ("base_accuracy", "novel_accuracy", "harmonic_mean")]
+        base, novel, mean = (f"{score:.1f}" for score in scores)
+        click.echo(f"best by validation: arm {best['arm']}, test base {base}, novel {novel}, harmonic mean {mean} %")
+    if html.exists():
+        click.echo(f"report: {html}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@_plain_errors
+def report(run: Path) -> None:
+    """Rebuild RUN/report.html from RUN/results alone."""
+    from comkd_ray.report import build
+
+    click.echo(build(run))
+
+
+def _quiet_libraries(verbose: bool) -> None:
+    """open_clip and its kin warn and log at import; a person asked for a study."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not verbose:
+        logging.basicConfig(level=logging.ERROR)
+        import warnings
+
+        warnings.filterwarnings("ignore")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The study file: strict, frozen models from YAML to row.
+
+One word an idea: a YAML key, a field here, a parquet column and an axis label are the same dotted
+word (`loss.temperature`). An unknown key or a wrong type is refused with its place and the nearest
+known name. PAPER rows named in the comments are those of `docs/method.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from comkd_ray.search_space import Dimension, Scalar, Section
+
+
+class Data(Section):
+    """Which images, cut into which parts."""
+
+    dataset: Literal["caltech101", "folder"] = "folder"
+    root: str
+    """Folder of the data set; `assets:NAME` is one that ships with the package."""
+    side: int = Field(256, ge=16, le=1024)
+    """Side in pixels of the square that every image is stored as."""
+    shots: int = Field(16, ge=1)
+    """Labelled images a base class that the teacher learns from."""
+    views: int | Literal["epochs"] = "epochs"
+    """Seeded augmentations an image; `epochs` gives every epoch its own, as online training does."""
+    split_seed: int = Field(1, ge=0)
+    """Draws the few shots, and the parts of a folder that comes without them."""
+    skip_broken: bool = False
+    """Leave out images that cannot be decoded (they are counted) instead of stopping."""
+
+    @model_validator(mode="after")
+    def _positive_views(self) -> Data:
+        if isinstance(self.views, int) and self.views < 1:
+            raise ValueError("views must be at least 1, or 'epochs'")
+        return self
+
+
+class Tower(Section):
+    """A CLIP model of open_clip, with its weights frozen."""
+
+    model: str
+    """open_clip name (`ViT-B-16`), `local-dir:PATH`, `hf-hub:ID` or `assets:NAME`."""
+    pretrained: str | None = None
+    """open_clip tag or path of a weights file; None for a model that carries its weights."""
+    image_size: int | None = Field(None, ge=16, le=1024)
+    """Side in pixels that the image tower sees; None is the size the model names."""
+    prompt_length: int = Field(4, ge=0)
+    """Learnable tokens a layer (2.5); 0 for none. Only on towers that are a ViT."""
+    prompt_depth: int = Field(9, ge=1)
+    """Layers that receive fresh prompt tokens, the input included (2.5)."""
+
+
+class Teacher(Tower):
+    """Stage I: the large CLIP, prompted and tuned on a few labelled base images (1.9, 2.7, 2.9)."""
+
+    text_prompt_length: int = Field(4, ge=1)
+    text_prompt_depth: int = Field(9, ge=1)
+    context: str = "a photo of a"
+    """Words that initialise the text prompt (2.7)."""
+    epochs: int = Field(20, ge=0)
+    """0 keeps the zero-shot teacher."""
+    batch_size: int = Field(8, ge=1)
+    lr: float = Field(0.005, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    text_l1_weight: float = Field(25.0, ge=0)
+    image_l1_weight: float = Field(10.0, ge=0)
+    logit_kl_weight: float = Field(1.0, ge=0)
+    seed: int = Field(1, ge=0)
+
+
+class Student(Tower):
+    """Stage II: the small CLIP, its prompts, projector and EduAttention (2.4-2.6, 1.3-1.6)."""
+
+    ifalign: bool = True
+    edu_attention: bool = True
+    attention_scale: float | Literal["sqrt_width"] = 1.0
+    """C of softmax(Q K^T / C) (1.15)."""
+    projector_layers: Literal[1, 2, 3] = 2
+    align_axis: Literal["batch", "width"] = "batch"
+    """Statistics over the images of a batch, or over the width of each image (1.10)."""
+    align_reduction: Literal["sum", "mean"] = "mean"
+    """L1 over the width as a sum or a mean (1.11)."""
+    align_features: Literal["normalized", "raw"] = "normalized"
+    """IFAlign sees features after or before L2 normalisation (1.12)."""
+    attention_keys: Literal["all", "evaluated"] = "all"
+    """At evaluation, keys and values are all classes or the evaluated half (1.16)."""
+    attention_layers: Literal["separate", "shared"] = "separate"
+    """Three fully connected layers, or one for Q, K and V (1.14)."""
+    alpha: Literal["scalar", "vector"] = "scalar"
+    """Fusion weight: one number, or one a dimension (1.18)."""
+    renormalize: bool = True
+    """L2-normalise the fused feature before the logits (1.17)."""
+
+    @model_validator(mode="after")
+    def _positive_scale(self) -> Student:
+        if isinstance(self.attention_scale, float) and self.attention_scale <= 0:
+            raise ValueError("attention_scale must be above 0")
+        return self
+
+
+class Loss(Section):
+    """L = kd_weight * T^2 * KL(teacher || student) + align_weight * (mean term + variance term)."""
+
+    temperature: float = Field(1.0, gt=0)
+    kd_weight: float = Field(1.0, ge=0)
+    """Multiplies the batch mean of KL; PromptKD's W divides by classes too: ours = W / N (3.7)."""
+    align_weight: float = Field(1.0, ge=0)
+
+
+class Train(Section):
+    """Optimiser of the student: SGD, schedule of PAPER 3.4."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(8, ge=2)
+    lr: float = Field(0.005, gt=0)
+    warmup_lr: float = Field(1e-5, gt=0)
+    """Constant rate of the first epoch (3.4)."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    seed: int = Field(1, ge=0)
+    """Draws the initial prompts and layers and the order of the images."""
+
+
+class Halving(Section):
+    """Asynchronous successive halving: the rungs are min_epochs * eta^k."""
+
+    eta: int = Field(3, ge=2)
+    min_epochs: int = Field(2, ge=1)
+
+
+class Search(Section):
+    """How arms are chosen."""
+
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    arms: int | None = Field(None, ge=1)
+    """Arms to train; None is right for a grid, which knows its own size."""
+    arms_per_trial: int = Field(8, ge=1)
+    """Arms trained in lockstep on one frozen backbone: one Tune trial."""
+    startup_arms: int = Field(10, ge=0)
+    """Arms drawn at random before TPE models the space."""
+    seed: int = Field(0, ge=0)
+    halving: Halving | None = None
+    first: tuple[dict[str, Scalar], ...] = ()
+    """Arms that are trained before the sampler is asked, as overrides."""
+    space: dict[str, Dimension]
+
+
+class Compute(Section):
+    """What a cohort takes."""
+
+    workers: int | Literal["auto"] = "auto"
+    """0: in the Tune actor itself; N: a Ray Train group of N; auto: 0 on a CPU, else 1."""
+    cpus: float = Field(2, gt=0)
+    """CPUs a cohort (a worker of it) holds; also its torch threads."""
+    gpus: float = Field(0, ge=0)
+    """GPUs a cohort (a worker of it) holds."""
+    retries: int = Field(1, ge=0)
+    """Times a cohort is started again after its process or node died."""
+
+
+class Study(Section):
+    """One YAML file, one run directory, one Optuna study."""
+
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    note: str = ""
+    """Shown at the head of the report."""
+    data: Data
+    teacher: Teacher
+    student: Student
+    loss: Loss = Loss()
+    train: Train = Train()
+    search: Search
+    compute: Compute = Compute()

@@ -1,0 +1,1 @@
+"""Data sets, splits and pixels; knows nothing of the method."""

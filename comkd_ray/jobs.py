@@ -1,0 +1,177 @@
+"""A cohort's work order, and carrying it out: what a worker does, without any Ray.
+
+The driver writes `cohorts/<cohort>.json` into the run directory; a worker reads it, opens the
+material, trains, and stores one durable record an arm before it reports anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+
+from comkd_ray import study_file
+from comkd_ray.cohort import METRIC, Arm
+from comkd_ray.config import Study
+from comkd_ray.material import Material, open_material, read_card
+from comkd_ray.progress import Meter
+from comkd_ray.results import Row, read_records, write_atomic, write_record
+from comkd_ray.search_space import Overrides
+from comkd_ray.train import Ended, EpochReport, Share, fit
+
+SCALARS = ("student.ifalign", "student.edu_attention", "student.attention_scale")
+SHAPING = ("student.", "train.batch_size", "train.epochs")
+CONFIG = ("student.", "loss.", "train.")
+
+Report = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An arm as the search asked for it."""
+
+    arm: str
+    number: int
+    overrides: Overrides
+    protected: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cohort's work order."""
+
+    cohort: str
+    run: str
+    cache: str
+    threads: int
+    workers: int
+    cpus: float
+    gpus: float
+    arms: tuple[Asked, ...]
+    history: dict[int, list[float]]
+    """Rung -> validation values that earlier arms had there."""
+
+
+def write_job(job: Job) -> Path:
+    """Put the work order where every node sees it."""
+    path = Path(job.run) / "cohorts" / f"{job.cohort}.json"
+    write_atomic(path, json.dumps(asdict(job)).encode())
+    return path
+
+
+def read_job(path: Path) -> Job:
+    """Read a work order back."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    arms = tuple(Asked(**arm) for arm in tree.pop("arms"))
+    history = {int(rung): values for rung, values in tree.pop("history").items()}
+    return Job(**tree, arms=arms, history=history)
+
+
+def arm_identity(identity: str, study: Study) -> str:
+    """Hash of the material and of everything of the arm that has an effect on its numbers."""
+    config = {k: v for k, v in study_file.flatten(study.model_dump(mode="json")).items() if k.startswith(CONFIG)}
+    if not study.student.edu_attention:
+        config = {k: v for k, v in config.items() if not k.startswith("student.attention_")}
+    if not study.student.ifalign:
+        config = {k: v for k, v in config.items() if ".align_" not in k}
+    return study_file.digest(identity, config)
+
+
+def structure(study: Study) -> str:
+    """What arms must share to train in lockstep: everything but scalars, flags and seeds."""
+    config = study_file.flatten(study.model_dump(mode="json"))
+    return study_file.digest({k: v for k, v in config.items() if k.startswith(SHAPING) and k not in SCALARS})
+
+
+@lru_cache(maxsize=1)
+def _shared(run: str, cache: str) -> tuple[Study, Material]:
+    """The study and its material, kept by a worker from cohort to cohort."""
+    study = study_file.load(Path(run) / "study.yaml")
+    return study, open_material(study, read_card(Path(run)), Path(cache))
+
+
+def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa: B008  (frozen)
+    """Carry out a work order, or this process's share of it.
+
+    Arms that ended before are left out. Alone, an error ends the arms it hit as failed and keeps
+    the process; in a group it is raised, as the other processes would wait for ever.
+    """
+    job = read_job(path)
+    torch.set_num_threads(job.threads)
+    study, material = _shared(job.run, job.cache)
+    finished = read_records(Path(job.run))
+    arms = [
+        Arm(one.arm, study_file.resolve(study, one.overrides), one.protected)
+        for one in job.arms
+        if one.arm not in finished
+    ]
+    groups = partition(arms)
+    for index, group in enumerate(groups):
+        recorder = _Recorder(job, study, report, share)
+        meter = Meter(Path(job.run), f"{job.cohort}.{share.rank}")
+        steps = partial(_step, meter, index, len(groups))
+        try:
+            fit(group, material, recorder.epoch, job.history, share, steps)
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            if share.size > 1:
+                raise
+            recorder.fail(group, error)
+    report({"done": True})
+
+
+def partition(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Arms that may train in lockstep, together: one list a structure, in the order asked."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(structure(arm.study), []).append(arm)
+    return list(groups.values())
+
+
+def _step(meter: Meter, index: int, groups: int, done: int, total: int) -> None:
+    meter("arms", index * total + done, groups * total)
+
+
+class _Recorder:
+    """Turns what `fit` says into durable records, then into one small report of the whole group."""
+
+    def __init__(self, job: Job, study: Study, report: Report, share: Share) -> None:
+        self.job, self.study, self.report, self.share = job, study, report, share
+        self.ended: set[str] = set()
+
+    def epoch(self, epoch: EpochReport) -> None:
+        for ended in epoch.ended:
+            self.write(ended)
+        own = {
+            "values": [[row["arm"], row[METRIC]] for row in epoch.rows],
+            "ended": [ended.arm["arm"] for ended in epoch.ended],
+        }
+        parts = self.share.gather(own)
+        values = [pair for part in parts for pair in part["values"]]
+        ended = [arm for part in parts for arm in part["ended"]]
+        self.report({"epoch": epoch.epoch, "values": values, "ended": ended})
+
+    def fail(self, arms: Sequence[Arm], error: Exception) -> None:
+        """Record arms that an error ended; those that had ended before stay as they are."""
+        lost = [arm for arm in arms if arm.arm not in self.ended]
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        for arm in lost:
+            row: Row = {"arm": arm.arm, "status": "failed", "error": text, "epochs_done": 0}
+            self.write(Ended(row | {"seed": arm.study.train.seed}, []))
+        self.report({"epoch": 0, "values": [], "ended": [arm.arm for arm in lost]})
+
+    def write(self, ended: Ended) -> None:
+        """Add what the order says of the arm, and store its record for good."""
+        asked = next(one for one in self.job.arms if one.arm == ended.arm["arm"])
+        config = study_file.flatten(study_file.resolve(self.study, asked.overrides).model_dump(mode="json"))
+        row = ended.arm | {
+            "cohort": self.job.cohort,
+            "number": asked.number,
+            "searched": sorted(asked.overrides),
+            **{key: value for key, value in config.items() if key.startswith(CONFIG)},
+        }
+        write_record(Path(self.job.run), row, ended.epochs)
+        self.ended.add(asked.arm)

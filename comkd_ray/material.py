@@ -1,0 +1,176 @@
+"""What all arms of a study share: pixels, the student's tower, the teacher's words and the banks.
+
+`prepare.py` builds it once and leaves `material.json` in the run directory; arms open it from the
+cache. Nothing here can run the teacher: its weights are not even loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from comkd_ray.bank import Bank, read_bank
+from comkd_ray.config import Study
+from comkd_ray.data.datasets import ROWS, TEST, TRAIN, VAL, ImageTable, open_dataset
+from comkd_ray.data.pixels import PixelStore, Progress, kept, open_store
+from comkd_ray.data.splits import base_count
+from comkd_ray.errors import UserError
+from comkd_ray.models import Clip, asset_path, default_device, load_clip
+from comkd_ray.results import write_atomic
+
+METHOD = 1
+"""Raised when a change alters an arm's numbers: part of every arm's identity."""
+TEMPLATE = "a photo of a {}."
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """The images of a study, their halves and parts."""
+
+    table: ImageTable
+    store: PixelStore
+    base: int
+    """Number of base classes: labels below it are base (PAPER 5.11)."""
+    template: str
+    """Prompt of the zero-shot models."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.table.labels
+
+    def part(self, part: int) -> NDArray[np.int64]:
+        """Images of one part, ascending."""
+        return self.table.select(part)
+
+    @property
+    def evaluated(self) -> NDArray[np.int64]:
+        """Validation and test images, ascending."""
+        return np.sort(np.concatenate([self.part(VAL), self.part(TEST)]))
+
+
+@dataclass(frozen=True)
+class TunedTeacher:
+    """What stage II needs of the teacher, apart from the bank."""
+
+    key: str
+    visual: Tensor | None
+    """Visual prompts `[depth, L, W]`; None for a tower that takes none."""
+    text_features: Tensor
+    """Unit features of all classes `[C, D]`, encoded with the chosen prompts (PAPER 1.20, 5.3)."""
+    card: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Card:
+    """Names of all parts, and what is known about the models before any arm: `material.json`."""
+
+    identity: str
+    """Hash of data, teacher, banks and student; with an arm's values, that arm's identity."""
+    data: str
+    teacher: str
+    train_bank: str
+    val_bank: str
+    student_banks: tuple[str, str] | None
+    teacher_scale: float
+    teacher_parameters: int
+    references: dict[str, float]
+    """Accuracies of the tuned teacher and of both zero-shot models, in percent."""
+    stages: dict[str, float]
+    """Seconds that the making of each part took this time; 0 for what was there."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything read-only that training an arm needs."""
+
+    card: Card
+    photographs: Photographs
+    student: Clip
+    text: Tensor
+    """The teacher's unit text features `[C, D]`."""
+    train_bank: Bank
+    """The teacher's features of the training images, every view."""
+    val_bank: Bank
+    """The teacher's features of the evaluated images, centre view."""
+    student_banks: tuple[Bank, Bank] | None
+    """The student tower's own (training, evaluation), where no visual prompt changes it."""
+
+
+def open_photographs(study: Study, cache: Path, progress: Progress) -> Photographs:
+    """Read the data set and its pixel store, decoding the images if that was never done."""
+    data = study.data
+    table = open_dataset(data.dataset, asset_path(data.root), data.split_seed)
+    store = open_store(table, data.side, cache, progress, data.skip_broken)
+    table = kept(table, store)
+    row = ROWS.get(data.dataset)
+    template = row.template if row else TEMPLATE
+    photographs = Photographs(table, store, base_count(len(table.classes)), template)
+    _check_parts(photographs, study)
+    return photographs
+
+
+def _check_parts(photographs: Photographs, study: Study) -> None:
+    for part, name in ((TRAIN, "training"), (VAL, "validation"), (TEST, "test")):
+        labels = photographs.labels[photographs.part(part)]
+        for half, inside in (("base", labels < photographs.base), ("novel", labels >= photographs.base)):
+            if not inside.any():
+                raise UserError(f"{study.data.root}: no {name} images of {half} classes")
+    count = len(photographs.part(TRAIN))
+    if count < study.train.batch_size:
+        raise UserError(
+            f"{study.data.root}: {count} training images, fewer than train.batch_size:"
+            f" {study.train.batch_size}"
+        )
+
+
+def write_card(run: Path, card: Card) -> None:
+    """Leave the card in the run directory."""
+    write_atomic(run / "material.json", json.dumps(asdict(card), indent=1).encode())
+
+
+def read_card(run: Path) -> Card:
+    """Read the card that `prepare` left. UserError where there is none."""
+    path = run / "material.json"
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: missing or damaged; the same command makes it again") from None
+    banks = card.pop("student_banks")
+    return Card(**card, student_banks=tuple(banks) if banks else None)
+
+
+def read_teacher(cache: Path, key: str, device: torch.device) -> TunedTeacher:
+    """A stored teacher. UserError where it is missing."""
+    folder = cache / "teachers" / key
+    try:
+        tensors = load_file(folder / "teacher.safetensors", device=str(device))
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{folder}: missing or damaged; the same command makes it again") from None
+    return TunedTeacher(key, tensors.get("visual"), tensors["text_features"], card)
+
+
+def open_material(study: Study, card: Card, cache: Path) -> Material:
+    """Open what `prepare` left. UserError if the data changed since, or a part is missing."""
+    photographs = open_photographs(study, cache, lambda *_: None)
+    if photographs.store.digest != card.data:
+        raise UserError(f"{study.data.root}: the photographs changed since this study began")
+    device = default_device()
+    banks = card.student_banks
+    return Material(
+        card,
+        photographs,
+        load_clip(study.student, device),
+        read_teacher(cache, card.teacher, device).text_features,
+        read_bank(cache, card.train_bank),
+        read_bank(cache, card.val_bank),
+        (read_bank(cache, banks[0]), read_bank(cache, banks[1])) if banks else None,
+    )

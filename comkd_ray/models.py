@@ -1,0 +1,183 @@
+"""open_clip models as the method needs them: frozen, float32, with their widths read from them.
+
+Shapes: B images, C classes, T tokens, W width of a tower, D width of the joint space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from comkd_ray.config import Tower
+from comkd_ray.errors import UserError
+from comkd_ray.study_file import ASSETS
+
+
+def asset_path(path: str) -> Path:
+    """`assets:NAME` to its place inside the installed package; any other path as it is."""
+    if path.startswith(ASSETS):
+        return Path(str(resources.files("comkd_ray"))) / "assets" / path.removeprefix(ASSETS)
+    return Path(path).expanduser()
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 for matrix products on a GPU; float32 elsewhere (bf16 on most CPUs is far slower)."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frozen open_clip model with what is needed to feed it."""
+
+    name: str
+    model: nn.Module
+    tokenize: Callable[[list[str]], Tensor]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower."""
+        visual = self.model.visual
+        assert isinstance(visual, nn.Module)
+        return visual
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def logit_scale(self) -> float:
+        """exp of the model's own frozen logit scale, about 100 for CLIP (PAPER 5.1)."""
+        scale = self.model.logit_scale
+        assert isinstance(scale, Tensor)
+        return float(scale.exp())
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether the image tower is open_clip's ViT, the kind that takes visual prompts."""
+        from open_clip.transformer import VisionTransformer
+
+        return isinstance(self.visual, VisionTransformer)
+
+    @cached_property
+    def width(self) -> int:
+        """D, read from what the image tower returns."""
+        size = self.image_size
+        with torch.no_grad():
+            features = self.visual(torch.zeros(1, 3, size, size, device=self.device))
+        return int(features.shape[-1])
+
+    @property
+    def image_parameters(self) -> int:
+        """Parameters of the image tower."""
+        return sum(parameter.numel() for parameter in self.visual.parameters())
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hex digits of all weights and the input size: the identity of this frozen model."""
+        sha = hashlib.sha256(f"{self.image_size} {self.mean} {self.std}".encode())
+        for key, value in sorted(self.model.state_dict().items()):
+            sha.update(key.encode())
+            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return sha.hexdigest()[:12]
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Images in 0..1 `[..., 3, S, S]` minus the model's mean, over its standard deviation."""
+        shape = (3, 1, 1)
+        mean = torch.tensor(self.mean, device=pixels.device).reshape(shape)
+        std = torch.tensor(self.std, device=pixels.device).reshape(shape)
+        return (pixels - mean) / std
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Texts to unit features `[len(texts), D]`."""
+        features = self.model.encode_text(self.tokenize(texts).to(self.device))  # type: ignore[operator]
+        return nn.functional.normalize(features.float(), dim=-1)
+
+    def encode_classes(self, classes: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
+        """Zero-shot classifier `[C, D]`: the normalised mean over templates of unit text features."""
+        rows = [self.encode_text([template.format(name) for template in templates]) for name in classes]
+        return nn.functional.normalize(torch.stack([row.mean(0) for row in rows]), dim=-1)
+
+
+def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
+    """Load and freeze the model a study names. UserError for an unknown or unfitting one."""
+    import open_clip
+
+    name = _model_name(tower.model)
+    pretrained = str(asset_path(tower.pretrained)) if tower.pretrained else None
+    with _clear_errors(tower):
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            precision="fp32",
+            device="cpu",
+            force_image_size=tower.image_size if not name.startswith("local-dir:") else None,
+            require_pretrained=not name.startswith("local-dir:") and pretrained is not None,
+        )
+        tokenize = open_clip.get_tokenizer(name)
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    model.requires_grad_(False).eval().to(device or default_device())
+    size = tower.image_size or _side(preprocess["size"])
+    clip = Clip(tower.model, model, tokenize, size, preprocess["mean"], preprocess["std"])
+    _check_size(clip, tower, _side(preprocess["size"]))
+    return clip
+
+
+def _model_name(model: str) -> str:
+    import open_clip
+
+    path = asset_path(model.removeprefix("local-dir:"))
+    if model.startswith(ASSETS) or model.startswith("local-dir:"):
+        if not (path / "open_clip_config.json").is_file():
+            raise UserError(f"{model}: no open_clip_config.json in {path}")
+        return f"local-dir:{path}"
+    known = open_clip.list_models()
+    if model in known or model.startswith("hf-hub:"):
+        return model
+    near = difflib.get_close_matches(model, known, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else "see open_clip.list_models()"
+    raise UserError(f"{model}: no model of open_clip has this name; {hint}")
+
+
+@contextlib.contextmanager
+def _clear_errors(tower: Tower) -> Iterator[None]:
+    """open_clip's ways to fail, in one line: no such weights, other architecture, no network."""
+    where = f"{tower.model}, pretrained: {tower.pretrained}"
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()
+        raise UserError(f"{where}: the weights do not fit this architecture: {first[-1].strip()}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{where}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+
+
+def _side(size: int | tuple[int, int]) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+def _check_size(clip: Clip, tower: Tower, native: int) -> None:
+    """A ViT's positions are tied to its input size; a convolutional tower takes any size."""
+    if clip.is_vit and clip.image_size != native:
+        raise UserError(
+            f"{tower.model}: image_size: this ViT was made for {native} pixels, not {clip.image_size}"
+        )

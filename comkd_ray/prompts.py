@@ -1,0 +1,160 @@
+"""Deep prompts around open_clip's frozen towers, from outside (PAPER 2.5, 2.7).
+
+Visual prompts follow the patch tokens; every prompted layer gets fresh learnable tokens in their
+place. Text prompts stand right after the start token. Nothing inside open_clip is changed.
+
+Shapes: A arms, B images, C classes, T tokens, L prompt tokens, W width of a tower, D joint width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from comkd_ray.errors import UserError
+from comkd_ray.models import Clip
+
+PROMPT_STD = 0.02
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """A stream of random numbers for one named use, so that uses do not shift each other.
+
+    Arms of one seed therefore share initial prompts and projectors whatever else they switch on.
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def check_visual_depth(clip: Clip, depth: int, section: str) -> None:
+    """UserError where a study prompts more layers than the image tower has."""
+    _check_depth(clip.visual, depth, f"{section}.prompt_depth: {clip.name}'s image tower")
+
+
+def check_text_depth(clip: Clip, depth: int) -> None:
+    """UserError where a study prompts more layers than the text tower has, or it takes no prompts."""
+    _pool_type(clip)
+    _check_depth(_text_tower(clip), depth, f"teacher.text_prompt_depth: {clip.name}'s text tower")
+
+
+def _check_depth(tower: nn.Module, depth: int, where: str) -> None:
+    layers = len(tower.transformer.resblocks)  # type: ignore[union-attr,arg-type]
+    if depth > layers:
+        raise UserError(f"{where} has {layers} layers, not {depth}")
+
+
+def visual_tokens(clip: Clip, length: int, depth: int, seed: int) -> Tensor:
+    """Initial visual prompts `[depth, L, W]`, normal with std 0.02 (PAPER 2.5)."""
+    visual = clip.visual
+    width = visual.class_embedding.shape[0]  # type: ignore[union-attr,index]
+    return torch.randn(depth, length, int(width), generator=generator(seed, "visual")) * PROMPT_STD
+
+
+def embed_images(clip: Clip, images: Tensor) -> Tensor:
+    """Prepared images `[B, 3, S, S]` to the ViT's normalised input tokens `[B, T, W]`.
+
+    Frozen and the same for all arms, so a cohort computes it once a batch.
+    """
+    with torch.no_grad():
+        return clip.visual._embeds(images)  # type: ignore[no-any-return,operator]
+
+
+def encode_embedded(clip: Clip, embedded: Tensor, prompts: Tensor) -> Tensor:
+    """ViT features `[A, B, D]`, not normalised, of `embedded` `[A or 1, B, T, W]` under prompts.
+
+    prompts: `[A, depth, L, W]`. Source: PAPER 2.5; ln_pre works token by token, so norming the
+    prompts apart equals norming the joined sequence. They leave before the tower pools.
+    """
+    visual = clip.visual
+    arms, depth, length, width = prompts.shape
+    batch, tokens = embedded.shape[1], embedded.shape[2]
+    x = embedded.expand(arms, batch, tokens, width).reshape(arms * batch, tokens, width)
+    for layer, block in enumerate(visual.transformer.resblocks):  # type: ignore[union-attr,arg-type]
+        if layer < depth:
+            fresh = prompts[:, layer, None].expand(arms, batch, length, width)
+            fresh = fresh.reshape(arms * batch, length, width)
+            if layer == 0:
+                fresh = visual.ln_pre(fresh)  # type: ignore[operator]
+            x = torch.cat([x[:, :tokens], fresh.to(x.dtype)], dim=1)
+        x = block(x)
+    pooled, _ = visual._pool(x[:, :tokens])  # type: ignore[operator]
+    features = pooled @ visual.proj if visual.proj is not None else pooled
+    return features.reshape(arms, batch, -1)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """What the prompted text tower starts from: class prompts as tokens, and initial learnables."""
+
+    tokens: Tensor
+    """`[C, T]` token ids of "<context> <class>."; the context's places are the learnable ones."""
+    initial: Tensor
+    """`[depth, L, W]`; layer 0 holds the embedded context words where their number is L."""
+
+
+def text_prompt(clip: Clip, classes: tuple[str, ...], context: str, length: int, depth: int, seed: int) -> TextPrompt:
+    """Tokenise the class prompts and make the initial context (PAPER 2.7)."""
+    tower = _text_tower(clip)
+    embedding = tower.token_embedding.weight  # type: ignore[union-attr]
+    assert isinstance(embedding, Tensor)
+    initial = torch.randn(depth, length, embedding.shape[1], generator=generator(seed, "text")) * PROMPT_STD
+    words = clip.tokenize([context])[0]
+    end = int(words.argmax())
+    if end - 1 == length:
+        initial[0] = embedding[words[1:end].to(embedding.device)].cpu()
+    else:  # as CoOp: other lengths start from random vectors in the place of placeholder words
+        context = " ".join(["X"] * length)
+    tokens = clip.tokenize([f"{context} {name}." for name in classes])
+    if int(tokens.argmax(-1).max()) >= tokens.shape[1] - 1 and tokens.shape[1] - 2 < length + 2:
+        raise UserError(f"{clip.name}: text_prompt_length: {length} leaves no room for class names")
+    return TextPrompt(tokens.to(clip.device), initial.to(clip.device))
+
+
+def encode_text_prompted(clip: Clip, tokens: Tensor, prompts: Tensor) -> Tensor:
+    """Class features `[C, D]`, not normalised, of tokens `[C, T]` under prompts `[depth, L, W]`.
+
+    Layer 0 replaces the embedded context before positions are added; layers 1..depth-1 replace the
+    context's outputs of the layer before (PAPER 2.7, 2.8).
+    """
+    from open_clip.transformer import text_global_pool
+
+    tower = _text_tower(clip)
+    depth, length, _ = prompts.shape
+    count, places = tokens.shape[0], slice(1, 1 + length)
+    x = tower.token_embedding(tokens)  # type: ignore[operator]
+    x = _replace(x, prompts[0].expand(count, -1, -1), places) + tower.positional_embedding[: x.shape[1]]  # type: ignore[index]
+    mask = tower.attn_mask[: x.shape[1], : x.shape[1]]  # type: ignore[index]
+    for layer, block in enumerate(tower.transformer.resblocks):  # type: ignore[union-attr,arg-type]
+        if 0 < layer < depth:
+            x = _replace(x, prompts[layer].expand(count, -1, -1), places)
+        x = block(x, attn_mask=mask)
+    x = text_global_pool(tower.ln_final(x), tokens, _pool_type(clip))  # type: ignore[operator]
+    projection = tower.text_projection
+    return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+
+def _replace(x: Tensor, fresh: Tensor, places: slice) -> Tensor:
+    return torch.cat([x[:, : places.start], fresh.to(x.dtype), x[:, places.stop :]], dim=1)
+
+
+def _text_tower(clip: Clip) -> nn.Module:
+    """The part that holds the text tower: the model itself, or its `text` for custom towers."""
+    tower = getattr(clip.model, "text", clip.model)
+    if not hasattr(tower, "token_embedding") or getattr(tower, "cls_emb", None) is not None:
+        raise UserError(
+            f"{clip.name}: its text tower takes no prompts (it is not open_clip's causal one);"
+            " set teacher.epochs: 0 to use it zero-shot"
+        )
+    assert isinstance(tower, nn.Module)
+    return tower
+
+
+def _pool_type(clip: Clip) -> str:
+    tower = _text_tower(clip)
+    kind = getattr(tower, "pool_type", None) or getattr(clip.model, "text_pool_type", "argmax")
+    if kind not in ("argmax", "last", "first"):
+        raise UserError(f"{clip.name}: text pooling '{kind}' takes no prompts; set teacher.epochs: 0")
+    return str(kind)

@@ -1,0 +1,115 @@
+"""Ray Train around both training loops. The only room that imports ray.train.
+
+Local mode (`num_workers=0`) runs the loop in the calling process; a group runs it in processes of
+its own, each taking a share of the arms. The numbers are the same either way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from comkd_ray import jobs, study_file
+from comkd_ray.errors import UserError
+from comkd_ray.results import Row
+
+Loop = Callable[[dict[str, Any]], None]
+ERROR = "error.txt"
+
+
+def run_local(path: Path, report: Callable[[Row], None]) -> None:
+    """Train a cohort in this process; `report` is Tune's own, as Train's raises inside a trial."""
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def loop(config: dict[str, Any]) -> None:
+        jobs.run_job(Path(config["job"]), report)
+
+    TorchTrainer(
+        loop, train_loop_config={"job": str(path)}, scaling_config=ScalingConfig(num_workers=0)
+    ).fit()
+
+
+def run_group(path: Path, callbacks: list[Any]) -> None:
+    """Train a cohort in a worker group; `callbacks` carry its reports to Tune."""
+    job = jobs.read_job(path)
+    _group(_cohort_loop, {"job": str(path)}, job.workers, job.cpus, job.gpus, f"{job.cohort}", Path(job.run), callbacks)
+
+
+def prepare(run: Path, cache: Path, cpus: float, gpus: float) -> None:
+    """Stage I and the banks in a worker of their own; leaves `material.json` in the run directory."""
+    config = {"run": str(run), "cache": str(cache), "threads": max(1, int(cpus))}
+    error = run / ERROR
+    error.unlink(missing_ok=True)
+    _group(_prepare_loop, config, 1, cpus, gpus, f"prepare-{time.time_ns()}", run, [])
+    if error.exists():
+        raise UserError(error.read_text(encoding="utf-8"))
+
+
+def _group(
+    loop: Loop,
+    config: dict[str, Any],
+    workers: int,
+    cpus: float,
+    gpus: float,
+    name: str,
+    run: Path,
+    callbacks: list[Any],
+) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+    environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    TorchTrainer(
+        loop,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="gloo"),  # only small Python objects are exchanged
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(run / "ray"),
+            callbacks=callbacks,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    ).fit()
+
+
+def _cohort_loop(config: dict[str, Any]) -> None:
+    from ray import train
+
+    context = train.get_context()
+    share = jobs.Share(context.get_world_rank(), context.get_world_size(), _gather)
+    jobs.run_job(Path(config["job"]), train.report, share)
+
+
+def _gather(own: dict[str, Any]) -> list[dict[str, Any]]:
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [own]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    return parts
+
+
+def _prepare_loop(config: dict[str, Any]) -> None:
+    import torch
+
+    from comkd_ray.material import write_card
+    from comkd_ray.prepare import prepare as build
+    from comkd_ray.progress import Meter
+
+    torch.set_num_threads(config["threads"])
+    run = Path(config["run"])
+    study = study_file.load(run / "study.yaml")
+    try:
+        write_card(run, build(study, Path(config["cache"]), Meter(run, "prepare")))
+    except UserError as error:  # a person's mistake is no crash: hand the words to the driver
+        (run / ERROR).write_text(str(error), encoding="utf-8")

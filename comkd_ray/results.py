@@ -1,0 +1,137 @@
+"""What a study found, on disk: one durable record an arm, compacted to two parquet tables.
+
+    reports/<study>/records/<arm>.json      fsynced and renamed before anything is reported
+    reports/<study>/results/arms/*.parquet      one row an arm
+    reports/<study>/results/epochs/*.parquet    long: one row an arm and epoch
+
+A record is the truth about its arm; the tables can be rebuilt from the records at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from comkd_ray.errors import UserError
+
+Row = dict[str, Any]
+
+SCORES = ("base_accuracy", "novel_accuracy", "harmonic_mean")
+"""Top-1 percent on base and novel classes, and 2BN / (B + N) (PAPER 4.13)."""
+REFERENCES = ("teacher", "teacher_zero_shot", "zero_shot")
+"""Rows beside every arm: the tuned teacher, the teacher's and the student's zero-shot."""
+
+_SCORE_TYPES = {
+    **{name: pl.Float64 for name in ("val_base_accuracy", "val_novel_agreement", "val_harmonic_mean")},
+    **{f"test_{score}": pl.Float64 for score in SCORES},
+}
+
+ARMS: dict[str, Any] = {
+    "arm": pl.String,  # 12-digit hash of config, data, teacher and method version
+    "cohort": pl.String,  # Tune trial it was trained in
+    "number": pl.Int64,  # order in which the search asked for it
+    "status": pl.String,  # complete | pruned | failed
+    "error": pl.String,  # why it failed, else null
+    "seed": pl.Int64,
+    "epochs_done": pl.Int64,
+    "best_epoch": pl.Int64,  # epoch of all val_* and test_* here: highest val_harmonic_mean
+    **_SCORE_TYPES,
+    **{f"{ref}_test_{score}": pl.Float64 for ref in REFERENCES for score in SCORES},
+    "seconds": pl.Float64,  # wall time of the arm: its share of its cohort
+    "teacher_seconds_saved": pl.Float64,  # teacher forwards the bank spared this arm
+    "trainable_parameters": pl.Int64,
+    "total_parameters": pl.Int64,  # what runs at inference: tower, prompts, projector, EduAttention
+    "teacher_parameters": pl.Int64,  # the teacher's image tower
+    "searched": pl.List(pl.String),  # the searched keys, dotted
+}
+"""Types of the fixed columns; beside them stands every resolved student.*, loss.*, train.* key."""
+
+EPOCHS: dict[str, Any] = {
+    "arm": pl.String,
+    "epoch": pl.Int64,  # 1 is the first
+    "lr": pl.Float64,
+    "loss": pl.Float64,  # mean over the epoch's steps
+    "loss_kd": pl.Float64,
+    "loss_align": pl.Float64,  # null where IFAlign is off
+    "alpha": pl.Float64,  # mean absolute fusion weight; 0 where EduAttention is off
+    "seconds": pl.Float64,
+    **_SCORE_TYPES,
+}
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or absent, even when the machine stops right after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_record(run: Path, arm: Row, epochs: list[Row]) -> None:
+    """Store an ended arm for good: its row of `arms` and its rows of `epochs`."""
+    record = json.dumps({"arm": arm, "epochs": epochs}, allow_nan=False)
+    write_atomic(run / "records" / f"{arm['arm']}.json", record.encode())
+
+
+def read_records(run: Path, arm: str = "*") -> dict[str, Row]:
+    """Ended arms by identity, or one. A damaged record is moved aside, so that its arm runs again."""
+    records: dict[str, Row] = {}
+    for path in sorted((run / "records").glob(f"{arm}.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            records[record["arm"]["arm"]] = record
+        except (ValueError, KeyError, TypeError):
+            path.replace(path.with_suffix(".damaged"))
+    return records
+
+
+def compact(run: Path) -> int:
+    """Rewrite both tables from the records; returns the number of arms."""
+    records = list(read_records(run).values())
+    _write_table(run, "arms", (record["arm"] for record in records), ARMS)
+    _write_table(run, "epochs", (row for record in records for row in record["epochs"]), EPOCHS)
+    return len(records)
+
+
+def _write_table(run: Path, name: str, rows: Iterable[Row], types: dict[str, Any]) -> None:
+    table = pl.from_dicts(list(rows), schema_overrides=types, infer_schema_length=None)
+    missing = [pl.lit(None, dtype=kind).alias(key) for key, kind in types.items() if key not in table]
+    table = table.with_columns(missing)
+    folder = run / "results" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".part-0.{os.getpid()}"
+    table.write_parquet(temporary)
+    temporary.replace(folder / "part-0.parquet")
+
+
+def read_arms(run: Path) -> pl.DataFrame:
+    """The `arms` table, in the order of `number`. UserError where there is none."""
+    return _read_table(run, "arms").sort("number", "arm")
+
+
+def read_epochs(run: Path) -> pl.DataFrame:
+    """The `epochs` table. UserError where there is none."""
+    return _read_table(run, "epochs").sort("arm", "epoch")
+
+
+def _read_table(run: Path, name: str) -> pl.DataFrame:
+    parts = sorted((run / "results" / name).glob("*.parquet"))
+    if not parts:
+        raise UserError(f"{run}: no results/{name}/*.parquet; run `comkd-ray tune` first")
+    try:
+        return pl.concat([pl.read_parquet(part) for part in parts], how="diagonal_relaxed")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{run}/results/{name}: cannot be read: {error}") from None

@@ -1,0 +1,154 @@
+"""A search space in our own words: dotted keys, each a float, an int or a choice, some conditional.
+
+Nothing here knows Optuna or Ray, so a study file outlives both. `draw` is define-by-run: it asks
+its argument for one value after another, and skips a key whose `when` does not hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Scalar = bool | int | float | str
+Real = float
+Whole = int
+
+Overrides = dict[str, Scalar]
+"""Values under dotted YAML names: what one arm changes in the study."""
+
+
+class Section(BaseModel):
+    """A frozen part of the study file; unknown keys are errors, and types are not coerced."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Dimension(Section):
+    """One searched key: exactly one of `float: [low, high]`, `int: [low, high]`, `choice: [...]`."""
+
+    float: tuple[Real, Real] | None = None
+    int: tuple[Whole, Whole] | None = None
+    choice: tuple[Scalar, ...] | None = None
+    log: bool = False
+    step: Real | None = None
+    when: dict[str, Scalar] | None = None
+    """Searched only where these other keys hold these values."""
+
+    @property
+    def bounds(self) -> tuple[Real, Real] | None:
+        return self.float or self.int
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        kinds = [kind for kind in ("float", "int", "choice") if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            raise ValueError("needs exactly one of float, int, choice")
+        if self.choice is not None:
+            self._check_choice(self.choice)
+        else:
+            assert self.bounds is not None
+            self._check_bounds(*self.bounds)
+        return self
+
+    def _check_choice(self, choice: tuple[Scalar, ...]) -> None:
+        if len(choice) == 0 or len({(type(v), v) for v in choice}) < len(choice):
+            raise ValueError("choice needs at least one value, and none twice")
+        if self.log or self.step is not None:
+            raise ValueError("log and step belong to float and int")
+
+    def _check_bounds(self, low: Real, high: Real) -> None:
+        if low >= high:
+            raise ValueError(f"the lower bound {low} is not below the upper bound {high}")
+        if self.log and low <= 0:
+            raise ValueError(f"a log range needs a lower bound above 0, not {low}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other")
+        if self.step is not None and self.step <= 0:
+            raise ValueError(f"step must be above 0, not {self.step}")
+        if self.int is not None and self.step is not None and self.step % 1:
+            raise ValueError(f"the step of an int is a whole number, not {self.step}")
+
+    def values(self) -> tuple[Scalar, ...] | None:
+        """All values of a finite dimension, or None for a continuous one."""
+        if self.choice is not None:
+            return self.choice
+        if self.int is not None and not self.log:
+            return tuple(range(self.int[0], self.int[1] + 1, int_step(self.step)))
+        if self.float is not None and self.step is not None:
+            low, high = self.float
+            count = math.floor((high - low) / self.step + 1e-9) + 1
+            return tuple(low + k * self.step for k in range(count))
+        return None
+
+
+def int_step(step: Real | None) -> Whole:
+    """The step of an integer range; 1 where none is given."""
+    return 1 if step is None else round(step)
+
+
+Space = Mapping[str, Dimension]
+
+
+def order(space: Space) -> list[str]:
+    """Keys so that every key comes after those its `when` names. ValueError names a bad condition."""
+    done: list[str] = []
+    waiting = list(space)
+    while waiting:
+        ready = [key for key in waiting if all(k in done for k in space[key].when or {})]
+        if not ready:
+            raise ValueError(_bad_condition(space, waiting))
+        done += ready
+        waiting = [key for key in waiting if key not in ready]
+    return done
+
+
+def _bad_condition(space: Space, waiting: list[str]) -> str:
+    for key in waiting:
+        for other in space[key].when or {}:
+            if other not in space:
+                return f"{key}: `when` names {other}, which is not searched"
+    return f"the conditions of {', '.join(waiting)} run in a circle"
+
+
+def check(space: Space) -> None:
+    """Refuse conditions that are circular, unknown, or can never hold. Raises ValueError."""
+    for key in order(space):
+        for other, value in (space[key].when or {}).items():
+            choice = space[other].choice
+            if choice is None or value not in choice:
+                raise ValueError(f"{key}: `when` wants {other} = {value!r}, which it never takes")
+
+
+def active(space: Space, key: str, drawn: Overrides) -> bool:
+    """Whether the condition of `key` holds under the values drawn so far."""
+    return all(drawn.get(k) == v for k, v in (space[key].when or {}).items())
+
+
+def draw(space: Space, ask: Callable[[str, Dimension], Scalar]) -> Overrides:
+    """One configuration: `ask(key, dimension)` gives each value; inactive keys are left out."""
+    drawn: Overrides = {}
+    for key in order(space):
+        if active(space, key, drawn):
+            drawn[key] = ask(key, space[key])
+    return drawn
+
+
+def grid(space: Space) -> Iterator[Overrides]:
+    """Every configuration of a finite space, each once. ValueError names a continuous key."""
+    values: list[tuple[Scalar, ...]] = []
+    keys = order(space)
+    for key in keys:
+        finite = space[key].values()
+        if finite is None:
+            raise ValueError(f"{key}: a grid needs `choice` or `step`, this range is continuous")
+        values.append(finite)
+    seen: set[tuple[tuple[str, Scalar], ...]] = set()
+    for cell in product(*values):
+        point = dict(zip(keys, cell, strict=True))
+        drawn = draw(space, lambda key, _, point=point: point[key])  # type: ignore[misc]
+        if tuple(drawn.items()) not in seen:
+            seen.add(tuple(drawn.items()))
+            yield drawn

@@ -1,0 +1,203 @@
+"""From a YAML file and `--set a.b=value` to a checked `Study`, and from an arm's values to its config.
+
+`safe_load` rules with two traps of PyYAML removed: `lr: 1e-3` is a number and `name: no` a word.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from comkd_ray import search_space
+from comkd_ray.config import Study
+from comkd_ray.errors import UserError
+from comkd_ray.search_space import Overrides, Scalar
+
+ASSETS = "assets:"  # a path that starts so lies inside the installed package
+SEARCHABLE = ("student.", "loss.", "train.")
+
+Json = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 scalars (`1e-3` is a number, `no` is a word), no doubled key."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float", ":timestamp"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> Json:
+    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    for key in keys:
+        if not isinstance(key, str):
+            raise yaml.YAMLError(f"key {key!r} is no text: put it in quotes")
+        if keys.count(key) > 1:
+            raise yaml.YAMLError(f"key '{key}' stands twice{node.start_mark}")
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+
+
+def search_spaces() -> Path:
+    """Folder of the study files that ship: inside the package, or beside it in a source tree."""
+    package = Path(__file__).parent
+    inside = package / "search_spaces"
+    return inside if inside.is_dir() else package.parent / "search_spaces"
+
+
+def load(path: Path, sets: Iterable[str] = ()) -> Study:
+    """Read, override and check a study file. UserError names file, key and the nearest known key."""
+    try:
+        tree = _parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a study file is a mapping of keys, see search_spaces/quickstart.yaml")
+    for text in sets:
+        _set(tree, text)
+    return build(tree, str(path))
+
+
+def build(tree: Json, origin: str) -> Study:
+    """Check a tree of plain values. UserError names `origin`, the key and what is wrong."""
+    try:
+        study = Study.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_explain(error)}") from None
+    _check_space(study, origin)
+    return study
+
+
+def _set(tree: Json, text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text}: expected KEY=VALUE, such as train.epochs=5")
+    node = tree
+    *parents, last = _path(key)
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {text}: {name} holds a value, not keys")
+    try:
+        node[last] = _parse(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: the value is no valid YAML") from None
+
+
+def _path(key: str) -> list[str]:
+    """Dotted key to its parts; a searched key keeps its own dots (`search.space.loss.temperature`)."""
+    prefix = "search.space."
+    return ["search", "space", key.removeprefix(prefix)] if key.startswith(prefix) else key.split(".")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first error in one line; an unknown key comes with the nearest known name."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] != "extra_forbidden":
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place}: {message[0].lower()}{message[1:]}"
+    known = _fields(first["loc"][:-1])
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
+    return f"{place}: unknown key; {hint}"
+
+
+def _fields(place: tuple[int | str, ...]) -> list[str]:
+    model: Any = Study
+    for name in place:
+        inside = model.model_fields[str(name)].annotation if _is_section(model) else get_args(model)[-1]
+        sections = [m for m in (inside, *get_args(inside)) if _is_section(m)]
+        model = sections[0] if sections else inside
+    return list(model.model_fields) if _is_section(model) else []
+
+
+def _is_section(model: Any) -> bool:
+    return isinstance(model, type) and issubclass(model, BaseModel)
+
+
+def _check_space(study: Study, origin: str) -> None:
+    """Every searched key exists, may be searched, and takes each of its values."""
+    known = [key for key in flatten(study.model_dump()) if key.startswith(SEARCHABLE)]
+    search = study.search
+    for key in (*search.space, *(key for point in search.first for key in point)):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else "searchable are student.*, loss.*, train.*"
+            raise UserError(f"{origin}: search.space.{key}: unknown key; {hint}")
+    try:
+        search_space.check(search.space)
+        if search.sampler == "grid":
+            next(search_space.grid(search.space))
+    except ValueError as error:
+        raise UserError(f"{origin}: search.space.{error}") from None
+    for key, dimension in search.space.items():
+        for value in (*(dimension.bounds or ()), *(dimension.choice or ())):
+            resolve(study, {key: value}, f"{origin}: search.space")
+    for point in search.first:
+        resolve(study, point, f"{origin}: search.first")
+    if search.sampler != "grid" and search.arms is None:
+        raise UserError(f"{origin}: search.arms: how many arms? Only a grid knows its own size")
+
+
+def resolve(study: Study, overrides: Overrides, origin: str = "arm") -> Study:
+    """The study with an arm's values in place. UserError names a value that does not fit."""
+    tree = study.model_dump(mode="json")
+    for key, value in overrides.items():
+        node = tree
+        *parents, last = key.split(".")
+        for name in parents:
+            node = node[name]
+        node[last] = value
+    try:
+        return Study.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_explain(error)}") from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    """Nested keys to dotted ones: `{"loss": {"temperature": 1.0}}` to `{"loss.temperature": 1.0}`."""
+    flat: dict[str, Scalar] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def digest(*parts: object) -> str:
+    """A 12-digit identity of plain values: the same values give the same digits on every machine."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def dump(study: Study, path: Path) -> None:
+    """Write the resolved study as YAML that `load` reads back to an equal study."""
+    path.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

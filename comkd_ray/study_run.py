@@ -1,0 +1,233 @@
+"""A study from file to report: check, prepare, search, write down.
+
+The run directory is locked while this works. What ended is safe at any moment: the same command
+with `--resume` goes on with what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from comkd_ray import cluster, prepare, progress, provenance, ray_train, report, results, study_file
+from comkd_ray import tune as ray_search
+from comkd_ray.ablation import GridArms
+from comkd_ray.bank import cache_root
+from comkd_ray.config import Study
+from comkd_ray.data.datasets import TEST, TRAIN, VAL
+from comkd_ray.errors import UserError
+from comkd_ray.material import Card, open_photographs, read_card
+from comkd_ray.optuna_search import METRIC, OptunaArms
+from comkd_ray.progress import Screen, Watch
+from comkd_ray.results import Row
+
+MEMORY_EVERY = 5.0  # seconds between two looks at memory
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a study ended."""
+
+    run: Path
+    arms: int
+    failed: int
+    left: int
+    """Arms that were asked for and have no record: interrupted, or their process broke."""
+    interrupted: bool
+    best: Row | None
+    seconds: float
+
+
+def run_study(
+    study: Study, run: Path, screen: Screen, resume: bool, address: str | None, verbose: bool
+) -> Outcome:
+    """Run a study in the directory `run`; with `resume`, go on with what is left of it."""
+    start, cache = time.monotonic(), cache_root()
+    check_run(study, run, resume)
+    with screen:
+        for remark in prepare.check(study, cache, lambda s, d, n: screen.show(s, d, n, f"{d}/{n}")):
+            screen.say(remark)
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(run / ".lock", timeout=0):
+                return _Run(study, run, cache, screen, verbose, start).go(address, resume)
+        except Timeout:
+            raise UserError(f"{run}: another comkd-ray works on this study") from None
+
+
+def check_run(study: Study, run: Path, resume: bool) -> None:
+    """Refuse a directory that holds results unless it is to be resumed, and with the same study."""
+    sample = provenance.read(run).get("sample") is True
+    begun = (run / "study.yaml").exists() or (run / "results").exists()
+    if sample or not begun:
+        if resume:
+            raise UserError(f"{run}: nothing to resume here; run without --resume")
+        return
+    if not resume:
+        raise UserError(
+            f"{run}: this study has begun; add --resume to go on, or --set study=NAME for another"
+        )
+    before = study_file.flatten(study_file.load(run / "study.yaml").model_dump(mode="json"))
+    now = study_file.flatten(study.model_dump(mode="json"))
+    free = ("compute.", "search.arms", "note")
+    keys = [key for key in before | now if before.get(key) != now.get(key)]
+    changed = sorted(key for key in keys if not key.startswith(free))
+    if changed:
+        raise UserError(f"{run}: --resume goes on with the same study, but {', '.join(changed)} changed")
+
+
+@dataclass
+class _Run:
+    study: Study
+    run: Path
+    cache: Path
+    screen: Screen
+    verbose: bool
+    start: float
+    peak: int = 0
+    measured: float = 0.0
+    interrupted: bool = False
+    searcher: ray_search.CohortSearcher | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def go(self, address: str | None, resume: bool) -> Outcome:
+        """Everything after the checks, under the lock."""
+        if not resume:
+            self.clear_sample()
+        study_file.dump(self.study, self.run / "study.yaml")
+        progress.clear(self.run)
+        self.write_begin()
+        arms = self.open_arms()
+        again = arms.reconcile(results.read_records(self.run))
+        if again:
+            self.screen.say(f"{again} arms were cut off; they are asked again")
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        try:
+            with cluster.connect(address, self.verbose), Watch(self.look):
+                cluster.check_storage(self.run)
+                slots = cluster.trial_slots(self.study.compute)
+                self.searcher = ray_search.CohortSearcher(
+                    self.study, self.run, self.cache, arms, self.prepare()
+                )
+                begun = time.monotonic()
+                ray_search.search(self.searcher, slots, self.verbose)
+                self.seconds["search"] = time.monotonic() - begun
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return self.finish()
+
+    def open_arms(self) -> ray_search.Arms:
+        """Who says which arms are next."""
+        if self.study.search.sampler == "grid":
+            return GridArms(self.study)
+        return OptunaArms(self.study, self.run / "optuna.journal")
+
+    def clear_sample(self) -> None:
+        """A sample report that came with the source tree makes room for the real one."""
+        for name in ("results", "report.html", "provenance.json", "study.yaml"):
+            path = self.run / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def prepare(self) -> Card:
+        """Teacher and banks, in a worker group of their own, unless this run has them already."""
+        try:
+            return read_card(self.run)
+        except UserError:
+            compute = self.study.compute
+            ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus)
+        return read_card(self.run)
+
+    def write_begin(self) -> None:
+        """What is known before anything ran."""
+        photographs = open_photographs(self.study, self.cache, lambda *_: None)
+        data, table, broken = self.study.data, photographs.table, photographs.store.broken
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        parts = {"train": TRAIN, "val": VAL, "test": TEST}
+        provenance.update(
+            self.run,
+            sample=False,
+            created=provenance.read(self.run).get("created", now),
+            command=provenance.command(),
+            demo_weights=any("assets:" in one.model for one in (self.study.teacher, self.study.student)),
+            versions=provenance.versions(),
+            git=provenance.git_state(),
+            machine=provenance.machine(),
+            arms_asked=self.study.search.arms,
+            data={
+                "name": data.dataset,
+                "split": table.split,
+                "classes": list(table.classes),
+                "base": photographs.base,
+                "shots": data.shots,
+                "views": prepare.view_count(self.study),
+                **{name: len(photographs.part(part)) for name, part in parts.items()},
+            },
+            notes=[f"{len(broken)} broken images were left out, first {broken[0]}"] if broken else [],
+        )
+
+    def look(self) -> None:
+        """Show how far everything is, and keep the peak of memory."""
+        states = progress.read(self.run)
+        prepared = states.pop("prepare", None)
+        if prepared is not None:
+            done, total = prepared["done"], prepared["total"]
+            self.screen.show(prepared["stage"], done, total, f"{done}/{total}")
+        if self.searcher is not None:
+            self.show_arms(self.searcher, states)
+        if time.monotonic() - self.measured > MEMORY_EVERY:
+            self.measured = time.monotonic()
+            self.peak = max(self.peak, provenance.tree_memory())
+
+    def show_arms(self, searcher: ray_search.CohortSearcher, states: dict[str, progress.State]) -> None:
+        """Arms that ended, and the share of those that run."""
+        running = sum(
+            state["done"] / state["total"] * len(searcher.cohorts.get(name.partition(".")[0], ()))
+            for name, state in states.items()
+        )
+        ended, total = len(searcher.records), searcher.total
+        best = "" if searcher.best is None else f", best {METRIC} {searcher.best:.1f}"
+        self.screen.show("arms", min(total, ended + running), total, f"{ended}/{total} ended{best}")
+
+    def finish(self) -> Outcome:
+        """Compact, describe, report. What ended is safe whatever happens here."""
+        records = results.read_records(self.run)
+        rows = [record["arm"] for record in records.values()]
+        seconds = time.monotonic() - self.start
+        self.write_end(seconds)
+        if rows:
+            results.compact(self.run)
+            report.build(self.run)
+        complete = [row for row in rows if row["status"] == "complete"]
+        best = max(complete, key=lambda row: (row[METRIC], row["arm"]), default=None)
+        failed = sum(row["status"] == "failed" for row in rows)
+        total = self.searcher.total if self.searcher else len(rows) + 1
+        left = max(0, total - len(rows))
+        return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)
+
+    def write_end(self, seconds: float) -> None:
+        """What is known only now; wall time and stages add up over resumed parts."""
+        before = provenance.read(self.run)
+        try:
+            card = read_card(self.run)
+        except UserError:
+            return
+        stages = before.get("stages") or dict(card.stages)
+        stages["search"] = stages.get("search", 0.0) + self.seconds.get("search", 0.0)
+        provenance.update(
+            self.run,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            hashes={"data": card.data, "teacher": card.teacher, "bank": card.train_bank},
+            stages=stages,
+            wall_seconds=before.get("wall_seconds", 0.0) + seconds,
+            peak_memory_bytes=max(before.get("peak_memory_bytes", 0), self.peak),
+        )

@@ -1,0 +1,172 @@
+"""The bridge to Ray Tune: a trial is a cohort, and our searcher asks and tells the arms in it.
+
+Optuna's journal is the truth about the search and the records are the truth about results; what
+Tune saves is never read again. Resuming is a new Tuner for what is left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from comkd_ray import cluster, jobs, ray_train, study_file
+from comkd_ray.config import Study
+from comkd_ray.jobs import Asked, Job
+from comkd_ray.material import Card
+from comkd_ray.optuna_search import METRIC, Proposal
+from comkd_ray.results import Row, read_records
+
+MAX_REPEATS = 200  # proposals in a row that are known already, before a space counts as exhausted
+
+
+class Arms(Protocol):
+    """Who says which arms are next, and hears what became of them."""
+
+    def left(self) -> int: ...
+    def ask(self) -> Proposal: ...
+    def assign(self, number: int, arm: str) -> None: ...
+    def note(self, number: int, epoch: int, value: float) -> None: ...
+    def tell(self, number: int, record: Row | None, same_as: str | None = None) -> None: ...
+    def reconcile(self, records: Mapping[str, Row]) -> int: ...
+
+
+def train_cohort(config: dict[str, Any]) -> None:
+    """The Tune trial: carry out one work order, here or in a worker group."""
+    path = Path(config["job"])
+    if jobs.read_job(path).workers == 0:
+        ray_train.run_local(path, tune.report)
+    else:
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        ray_train.run_group(path, [TuneReportCallback()])
+
+
+def search(searcher: CohortSearcher, slots: int, verbose: bool) -> None:
+    """Run cohorts, at most `slots` at once, until the searcher has no more arms."""
+    compute, run = searcher.study.compute, searcher.run
+    grouped = cluster.workers(compute) > 0
+    need = {"CPU": cluster.DRIVER_CPUS} if grouped else {"CPU": compute.cpus, "GPU": compute.gpus}
+    tune.Tuner(
+        tune.with_resources(train_cohort, need),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{time.time_ns()}",
+            storage_path=str(run / "ray"),
+            verbose=2 if verbose else 0,
+            failure_config=tune.FailureConfig(max_failures=compute.retries),
+        ),
+    ).fit()
+
+
+class CohortSearcher(Searcher):
+    """Asks for a cohort of arms at once, and tells each arm as soon as its record is there."""
+
+    def __init__(self, study: Study, run: Path, cache: Path, arms: Arms, card: Card) -> None:
+        super().__init__()  # no metric: Tune would want it in every report
+        self.study, self.run, self.cache, self.arms, self.card = study, run, cache, arms, card
+        self.records = read_records(run)
+        self.cohorts: dict[str, dict[str, Asked]] = {}
+        """Running cohorts by name: their arms that have not ended."""
+        self.trials: dict[str, str] = {}
+        self.history: dict[int, dict[str, float]] = {}
+        for record in self.records.values():
+            for row in record["epochs"]:
+                self.history.setdefault(row["epoch"], {})[row["arm"]] = row[METRIC]
+        self.total = arms.left() + len(self.records)
+        self.count = sum(1 for _ in (run / "cohorts").glob("*.json"))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CohortSearcher:
+        """Itself: Tune copies its searcher, but there is one search, and the driver watches it."""
+        return self
+
+    @property
+    def best(self) -> float | None:
+        """Best validation value of an arm at full budget."""
+        arms = [record["arm"] for record in self.records.values()]
+        return max((arm[METRIC] for arm in arms if arm["status"] == "complete"), default=None)
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next cohort as a work order, or FINISHED."""
+        asked = self._collect()
+        if not asked:
+            return Searcher.FINISHED
+        name = f"c{self.count:04d}"
+        self.count += 1
+        self.cohorts[name] = {arm.arm: arm for arm in asked}
+        self.trials[trial_id] = name
+        compute = self.study.compute
+        history = {epoch: list(values.values()) for epoch, values in self.history.items()}
+        job = Job(
+            cohort=name,
+            run=str(self.run),
+            cache=str(self.cache),
+            threads=max(1, int(compute.cpus)),
+            workers=cluster.workers(compute),
+            cpus=compute.cpus,
+            gpus=compute.gpus,
+            arms=tuple(asked),
+            history=history,
+        )
+        return {"job": str(jobs.write_job(job))}
+
+    def _collect(self) -> list[Asked]:
+        """Arms of the next cohort: proposals that are known already are answered at once."""
+        asked: list[Asked] = []
+        running = {arm for cohort in self.cohorts.values() for arm in cohort}
+        repeats = 0
+        while len(asked) < self.study.search.arms_per_trial and self.arms.left() and repeats < MAX_REPEATS:
+            proposal = self.arms.ask()
+            study = study_file.resolve(self.study, proposal.overrides)
+            arm = jobs.arm_identity(self.card.identity, study)
+            if arm in self.records or arm in running:
+                self.arms.tell(proposal.number, self.records.get(arm), same_as=arm)
+                repeats += 1
+                continue
+            repeats = 0
+            running.add(arm)
+            self.arms.assign(proposal.number, arm)
+            asked.append(Asked(arm, proposal.number, proposal.overrides, proposal.protected))
+        return asked
+
+    def on_trial_result(self, trial_id: str, result: Row) -> None:
+        """Values of an epoch, and the arms that ended with it."""
+        cohort = self.cohorts[self.trials[trial_id]]
+        for arm, value in result.get("values", []):
+            self.history.setdefault(result["epoch"], {})[arm] = value
+            if arm in cohort:
+                self.arms.note(cohort[arm].number, result["epoch"], value)
+        self._settle(cohort, result.get("ended", []))
+
+    def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
+        """The cohort is over: arms without a record were lost with their process."""
+        cohort = self.cohorts.pop(self.trials.pop(trial_id))
+        self._settle(cohort, list(cohort))
+
+    def _settle(self, cohort: dict[str, Asked], arms: list[str]) -> None:
+        if not arms:
+            return
+        for arm in arms:
+            record = _read_record(self.run, arm)
+            if record is not None:
+                self.records[arm] = record
+            self.arms.tell(cohort.pop(arm).number, record)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal and the records are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is ever restored from Tune."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: see `save`."""
+
+
+def _read_record(run: Path, arm: str) -> Row | None:
+    return read_records(run, arm).get(arm)

@@ -1,0 +1,297 @@
+"""The report's words, its escaping, and one look at it in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fake_run
+import polars as pl
+import pytest
+
+from comkd_ray import report, results
+from comkd_ray.errors import UserError
+from comkd_ray.findings import findings, percent, sentences, signed
+from comkd_ray.markup import Html, join, table, tag, text
+from comkd_ray.report_tables import count, duration
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+THIN = "\u202f"  # the space of `77.2 %`
+
+
+def body(path: Path) -> str:
+    """The page without plotly.js and without data, tags included."""
+    page = path.read_text(encoding="utf-8")
+    return re.sub(r"<script.*?</script>", "", page[page.index("<body>") :], flags=re.DOTALL)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    note = "Does <b>IFAlign</b> earn it? 象 & Größe"
+    tree = fake_run.study_tree(fake_run.SPACE, note=note)
+    return fake_run.write(tmp_path / "run", fake_run.searched_arms(), tree, fake_run.provenance())
+
+
+def test_report_is_one_small_file_with_every_part_in_order(study: Path) -> None:
+    path = report.build(study)
+    assert path == study / "report.html"
+    assert path.stat().st_size < 15 * 2**20
+    titles = re.findall(r"<h2>(.*?)</h2>", body(path))
+    assert titles == [
+        "Search history",
+        "Parallel coordinates",
+        "Importance",
+        "IFAlign \u00d7 EduAttention",
+        "Learning curves",
+        "Accuracy and size",
+        "Cost",
+        "Provenance",
+    ]
+    assert body(path).count('class="plot"') == 7
+
+
+def test_nothing_from_the_data_becomes_markup(study: Path) -> None:
+    words = body(report.build(study))
+    assert "&lt;b&gt;IFAlign&lt;/b&gt; earn it? 象 &amp; Größe" in words
+    assert "&lt;b&gt;crab &amp; co&lt;/b&gt;" in words
+    assert "alert(1)" in words
+    assert "<b>" not in words
+    assert "<script" not in words
+
+
+def test_data_cannot_end_the_script_it_stands_in(study: Path) -> None:
+    """Seven figures and report.js are eight scripts, whatever the data say."""
+    page = report.build(study).read_text(encoding="utf-8")
+    after = page[page.index("<body>") :]
+    assert after.count("</script>") == 8
+
+
+def test_same_rows_give_the_same_file(study: Path) -> None:
+    first = report.build(study).read_bytes()
+    assert report.build(study).read_bytes() == first
+
+
+def test_headline_names_what_it_compares(study: Path) -> None:
+    found = findings(results.read_arms(study), "tpe")
+    lead, choice, modules = sentences(found)
+    assert f"The best student is arm {found.best['arm']}" in lead  # type: ignore[index]
+    assert "above the student zero-shot (71.9" in lead
+    assert "below the tuned teacher (82.4" in lead
+    assert "chosen among 16 full-budget arms by val_harmonic_mean" in choice
+    assert "The search saw no test label." in choice
+    assert "optimistic" in choice
+    assert "not evidence for the modules: not decidable here" in modules
+
+
+def test_headline_of_a_grid_pairs_seeds(tmp_path: Path) -> None:
+    run = fake_run.write(tmp_path, fake_run.grid_arms(5), fake_run.study_tree(fake_run.GRID, "grid"))
+    lines = sentences(findings(results.read_arms(run), "grid"))
+    assert "partly the luckiest seed" in lines[1]
+    assert len(lines) == 5
+    assert lines[4].startswith("Both modules on minus both off, paired by seed (n = 5): ")
+    assert "(the smallest that n = 5 can reach is 0.0625): not decidable with 5 seeds." in lines[4]
+    assert "Paired by seed" in body(report.build(run))
+
+
+def test_best_arm_that_is_promptkd_is_called_so(tmp_path: Path) -> None:
+    off = {"student.ifalign": False, "student.edu_attention": False}
+    run = fake_run.write(tmp_path, [fake_run.arm(0, off)])
+    lines = sentences(findings(results.read_arms(run)))
+    assert "the only full-budget arm" in lines[1]
+    assert "it is PromptKD" in lines[2]
+
+
+def test_study_without_promptkd_says_nothing_about_modules(tmp_path: Path) -> None:
+    run = fake_run.write(tmp_path, [fake_run.arm(0, {"student.ifalign": True})])
+    assert "No full-budget arm has both modules off" in sentences(findings(results.read_arms(run)))[2]
+
+
+@pytest.mark.parametrize(("status", "word"), [("failed", "4 arms failed"), ("pruned", "4 arms left early")])
+def test_no_full_budget_arm_is_said_and_reported(tmp_path: Path, status: str, word: str) -> None:
+    arms = [fake_run.arm(n, fake_run.drawn(n), status) for n in range(4)]
+    run = fake_run.write(tmp_path, arms, fake_run.study_tree(fake_run.SPACE), fake_run.provenance())
+    words = body(report.build(run))
+    assert "No arm finished its full budget" in words
+    assert word in words
+    assert ("Failed arms" in words) == (status == "failed")
+
+
+def test_report_without_study_provenance_and_epochs(tmp_path: Path) -> None:
+    run = fake_run.write(tmp_path / "bare", fake_run.searched_arms())
+    shutil.rmtree(run / "results" / "epochs")
+    words = body(report.build(run))
+    assert "<h1>bare</h1>" in words
+    assert "study.yaml is missing" in words
+    assert "provenance.json is missing" in words
+    assert "No epoch was recorded" in words
+
+
+def test_broken_side_files_are_named_not_fatal(study: Path) -> None:
+    (study / "study.yaml").write_text("study: [", encoding="utf-8")
+    (study / "provenance.json").write_text("{", encoding="utf-8")
+    words = body(report.build(study))
+    assert "study.yaml does not fit this version" in words
+    assert "provenance.json is no valid JSON" in words
+
+
+def test_no_arms_is_the_readers_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run `comkd-ray tune` first"):
+        report.build(tmp_path)
+
+
+def test_null_scores_are_dashes(tmp_path: Path) -> None:
+    row, epochs = fake_run.arm(0, {"student.ifalign": True})
+    nothing = {key: None for key in row if "test_" in key}
+    run = fake_run.write(tmp_path, [(row | nothing, epochs)])
+    words = body(report.build(run))
+    assert "test harmonic mean \N{EN DASH}" in words
+    assert re.search(r"\b(nan|None)\b", re.sub(r"<[^>]*>", " ", words)) is None
+
+
+def test_notices_and_remarks(study: Path) -> None:
+    words = body(report.build(study))
+    assert "demo weights (ImageNet + MiniLM joint space), not CLIP" in words
+    assert "24 were asked for: the study is not finished." in words
+    assert "transductive" in words
+    facts = json.loads((study / "provenance.json").read_text()) | {"demo_weights": False}
+    (study / "provenance.json").write_text(json.dumps(facts))
+    assert "demo weights" not in body(report.build(study))
+
+
+def test_home_is_not_told(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    command = "comkd-ray tune /home/somebody/a.yaml"
+    facts = json.dumps(fake_run.provenance(command=command))
+    (study / "provenance.json").write_text(facts)
+    words = body(report.build(study))
+    assert "somebody" not in words
+    assert "comkd-ray tune ~/a.yaml" in words
+
+
+def test_numbers_in_words() -> None:
+    assert percent(77.249) == f"77.2{THIN}%"
+    assert [signed(value) for value in (0.62, -0.62, 0.04, -0.04)] == [
+        "+0.6",
+        "\u22120.6",
+        "0.0",
+        "0.0",
+    ]
+    plain = [duration(s).replace("\u00a0", " ") for s in (4.24, 59.97, 200, 3599.7, 7500)]
+    assert plain == ["4.2 s", "60.0 s", "3 min 20 s", "1 h 00 min", "2 h 05 min"]
+    assert [count(n) for n in (12, 4_100, 86_192_640)] == ["12", "4.1 k", "86.2 M"]
+
+
+def test_markup_escapes_all_but_markup() -> None:
+    assert text("<&>") == "&lt;&amp;&gt;"
+    assert tag("a", "<", Html("<br>"), href='"x"') == '<a href="&quot;x&quot;">&lt;<br></a>'
+    assert join(["<", Html("<i>")], "") == "&lt;<i>"
+    assert '<td class="word">&lt;x&gt;</td>' in table(["h"], [["<x>", 1]])
+
+
+NARROW, WIDE = 380, 1400
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-background-networking "
+    "--disable-component-update --disable-sync --no-first-run"
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report in a folder whose name a browser has to quote."""
+    run = tmp_path_factory.mktemp("a study & more") / "run"
+    tree = fake_run.study_tree(fake_run.SPACE)
+    return report.build(fake_run.write(run, fake_run.searched_arms(), tree, fake_run.provenance()))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """Headless Chromium that logs every request; skipped where there is none."""
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("no chromium with chromedriver on this machine")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def opened(chrome: Chrome, path: Path, width: int, scheme: str) -> dict[str, Any]:
+    """What the page says of itself once all figures are drawn."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    chrome.get(path.as_uri())
+    chrome.set_script_timeout(30)
+    chrome.execute_async_script(
+        "const [done] = arguments, root = document.documentElement;"
+        "(function wait() { root.dataset.plots ? done() : setTimeout(wait, 50); })()"
+    )
+    found = chrome.execute_script(
+        "const root = document.documentElement;"
+        "return {over: root.scrollWidth - root.clientWidth,"
+        " plots: document.querySelectorAll('.plot').length,"
+        " drawn: [...document.querySelectorAll('.plot')].filter((plot) =>"
+        "   plot.querySelector('.main-svg .trace path')).length,"
+        " ink: getComputedStyle(document.querySelector('.xtick text')).fill}"
+    )
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_it_offline(built: Path, browser: Chrome, width: int, scheme: str) -> None:
+    """No console message, no request, no sideways scroll, all figures in the scheme's ink."""
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    found = opened(browser, built, width, scheme)
+    assert found["over"] <= 0
+    assert found["drawn"] == found["plots"] == 7
+    assert found["ink"] == {"light": "rgb(27, 29, 33)", "dark": "rgb(231, 233, 236)"}[scheme]
+    assert browser.get_log("browser") == []
+    messages = [json.loads(e["message"]) for e in browser.get_log("performance")]
+    events = [message["message"] for message in messages]
+    sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    urls = {each["request"]["url"] for each in sent if each["documentURL"] == built.as_uri()}
+    assert urls == {built.as_uri()}
+
+
+def test_a_browser_redraws_when_the_scheme_changes(built: Path, browser: Chrome) -> None:
+    opened(browser, built, WIDE, "light")
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    ink = "return getComputedStyle(document.querySelector('.xtick text')).fill"
+    for _ in range(100):
+        if browser.execute_script(ink) == "rgb(231, 233, 236)":
+            return
+    pytest.fail("the figures kept the ink of the light scheme")
+
+
+def test_a_browser_shows_a_study_without_results(tmp_path: Path, browser: Chrome) -> None:
+    arms = [fake_run.arm(n, fake_run.drawn(n), "pruned") for n in range(3)]
+    path = report.build(fake_run.write(tmp_path, arms))
+    found = opened(browser, path, NARROW, "light")
+    assert found["drawn"] == found["plots"] == 2
+    assert found["over"] <= 0
+
+
+def test_epochs_of_a_foreign_table_are_no_trouble(study: Path) -> None:
+    """Epochs of arms that are not in `arms` are left out, not drawn."""
+    part = study / "results" / "epochs" / "part-0.parquet"
+    rows = pl.read_parquet(part)
+    rows.with_columns(arm=pl.lit("000000000000")).write_parquet(part)
+    assert "No epoch was recorded" in body(report.build(study))
