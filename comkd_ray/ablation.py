@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from comkd_ray import search_space
@@ -18,18 +19,16 @@ class GridArms:
     study: Study
 
     def __post_init__(self) -> None:
-        self.cells = list(search_space.grid(self.study.search.space))
-        self.next: Iterator[tuple[int, search_space.Overrides]] = iter(enumerate(self.cells))
-        self.asked = 0
+        cells = enumerate(search_space.grid(self.study.search.space))
+        self.waiting = deque(Proposal(number, cell) for number, cell in cells)
 
     def left(self) -> int:
-        """Cells still to ask for, those that have a record included: they cost nothing."""
-        return len(self.cells) - self.asked
+        """Cells still to ask for."""
+        return len(self.waiting)
 
     def ask(self) -> Proposal:
         """The next cell."""
-        self.asked += 1
-        return Proposal(*next(self.next))
+        return self.waiting.popleft()
 
     def assign(self, number: int, arm: str) -> None:
         """A cell's record is found by the arm's identity alone."""
@@ -41,5 +40,7 @@ class GridArms:
         """The record is the ledger."""
 
     def reconcile(self, records: Mapping[str, Row]) -> int:
-        """Nothing to repair."""
+        """Leave out the cells that have a record; nothing has to be repaired."""
+        done = {record["arm"]["number"] for record in records.values()}
+        self.waiting = deque(cell for cell in self.waiting if cell.number not in done)
         return 0

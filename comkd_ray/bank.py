@@ -63,7 +63,9 @@ def cache_root() -> Path:
     return Path(os.environ.get("COMKD_CACHE") or Path(home) / "comkd-ray").expanduser().absolute()
 
 
-def pixels_of(store: PixelStore, images: NDArray[np.int64], view: int, size: int, device: torch.device) -> Tensor:
+def pixels_of(
+    store: PixelStore, images: NDArray[np.int64], view: int, size: int, device: torch.device
+) -> Tensor:
     """Pixels in 0..1 `[len(images), 3, size, size]` of one view: the same everywhere, for everyone."""
     raw = torch.from_numpy(store.pixels[images]).to(device)
     if view == CENTER:

@@ -109,13 +109,17 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
         return
     if quiet:
         return
-    click.echo(f"{outcome.arms} arms ended, {outcome.failed} failed, {outcome.left} left, {outcome.seconds:.0f} s")
+    click.echo(
+        f"{outcome.arms} arms ended, {outcome.failed} failed, {outcome.left} left, {outcome.seconds:.0f} s"
+    )
     if outcome.left or outcome.interrupted:
         click.echo("the same command with --resume goes on")
     if best is not None:
         scores = [best[f"test_{name}"] for name in ("base_accuracy", "novel_accuracy", "harmonic_mean")]
         base, novel, mean = (f"{score:.1f}" for score in scores)
-        click.echo(f"best by validation: arm {best['arm']}, test base {base}, novel {novel}, harmonic mean {mean} %")
+        click.echo(
+            f"best by validation: arm {best['arm']}, test base {base}, novel {novel}, harmonic mean {mean} %"
+        )
     if html.exists():
         click.echo(f"report: {html}")
 

@@ -60,6 +60,7 @@ class Knobs:
 
     @staticmethod
     def of(studies: Sequence[Study], device: torch.device) -> Knobs:
+        """The knobs of these arms."""
         align = [s.loss.align_weight * s.student.ifalign for s in studies]
         return Knobs(
             per_arm([s.loss.temperature for s in studies], device),

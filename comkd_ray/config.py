@@ -171,7 +171,7 @@ class Study(Section):
     data: Data
     teacher: Teacher
     student: Student
-    loss: Loss = Loss()
-    train: Train = Train()
+    loss: Loss = Field(default_factory=Loss)
+    train: Train = Field(default_factory=Train)
     search: Search
-    compute: Compute = Compute()
+    compute: Compute = Field(default_factory=Compute)

@@ -73,7 +73,9 @@ def read_job(path: Path) -> Job:
 
 def arm_identity(identity: str, study: Study) -> str:
     """Hash of the material and of everything of the arm that has an effect on its numbers."""
-    config = {k: v for k, v in study_file.flatten(study.model_dump(mode="json")).items() if k.startswith(CONFIG)}
+    config = {
+        k: v for k, v in study_file.flatten(study.model_dump(mode="json")).items() if k.startswith(CONFIG)
+    }
     if not study.student.edu_attention:
         config = {k: v for k, v in config.items() if not k.startswith("student.attention_")}
     if not study.student.ifalign:
@@ -143,11 +145,11 @@ class _Recorder:
         self.ended: set[str] = set()
 
     def epoch(self, epoch: EpochReport) -> None:
-        for ended in epoch.ended:
-            self.write(ended)
+        for one in epoch.ended:
+            self.write(one)
         own = {
             "values": [[row["arm"], row[METRIC]] for row in epoch.rows],
-            "ended": [ended.arm["arm"] for ended in epoch.ended],
+            "ended": [one.arm["arm"] for one in epoch.ended],
         }
         parts = self.share.gather(own)
         values = [pair for part in parts for pair in part["values"]]

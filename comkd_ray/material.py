@@ -44,6 +44,7 @@ class Photographs:
 
     @property
     def labels(self) -> NDArray[np.int64]:
+        """Class of every image; only `part` may say who sees it."""
         return self.table.labels
 
     def part(self, part: int) -> NDArray[np.int64]:

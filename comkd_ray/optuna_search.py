@@ -26,6 +26,7 @@ from comkd_ray.study_file import flatten
 
 METRIC = "val_harmonic_mean"
 OWNER = "arm"  # user attribute that ties a trial to its record
+MAX_REPEATS = 200  # proposals in a row that are known already, before a space counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def suggest(trial: optuna.Trial, key: str, dimension: Dimension) -> Scalar:
         return value
     if dimension.int is not None:
         low, high = dimension.int
-        return trial.suggest_int(key, low, high, step=search_space.int_step(dimension.step), log=dimension.log)
+        return trial.suggest_int(
+            key, low, high, step=search_space.int_step(dimension.step), log=dimension.log
+        )
     assert dimension.float is not None
     return trial.suggest_float(key, *dimension.float, step=dimension.step, log=dimension.log)
 
@@ -89,6 +92,8 @@ class OptunaArms:
     study: Study
     journal: Path
     trials: dict[int, optuna.Trial] = field(default_factory=dict)
+    repeats: int = 0
+    """Proposals in a row that were known already."""
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -111,17 +116,24 @@ class OptunaArms:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return optuna.samplers.TPESampler(
-                n_startup_trials=search.startup_arms, seed=seed, multivariate=True, group=True, constant_liar=True
+                n_startup_trials=search.startup_arms,
+                seed=seed,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
             )
 
     def left(self) -> int:
-        """Arms still to ask for."""
+        """Arms still to ask for; repeats and trials that a crash cut off do not count as asked."""
         assert self.study.search.arms is not None
-        over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        told = [t for t in self.optuna.get_trials(deepcopy=False, states=over) if "same_as" not in t.user_attrs]
-        failed = self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        real = [t for t in failed if "lost" not in t.user_attrs]
-        return max(0, self.study.search.arms - len(told) - len(real))
+        if self.repeats >= MAX_REPEATS:
+            return 0
+        asked = [
+            trial
+            for trial in self.optuna.get_trials(deepcopy=False)
+            if trial.state != TrialState.WAITING and not {"same_as", "lost"} & trial.user_attrs.keys()
+        ]
+        return max(0, self.study.search.arms - len(asked))
 
     def ask(self) -> Proposal:
         """The next configuration."""
@@ -134,6 +146,7 @@ class OptunaArms:
 
     def assign(self, number: int, arm: str) -> None:
         """Note which record will answer this proposal."""
+        self.repeats = 0
         self.trials[number].set_user_attr(OWNER, arm)
 
     def note(self, number: int, epoch: int, value: float) -> None:
@@ -147,9 +160,10 @@ class OptunaArms:
         """
         trial = self.trials.pop(number)
         status = record["arm"]["status"] if record else "failed"
-        if record and same_as is not None:
+        if same_as is not None:
+            self.repeats += 1
             trial.set_user_attr("same_as", same_as)
-            for row in record["epochs"]:
+            for row in record["epochs"] if record else ():
                 trial.report(row[METRIC], row["epoch"])
         if status == "complete":
             assert record is not None
@@ -177,9 +191,10 @@ class OptunaArms:
                 continue
             trial.set_user_attr("lost", True)
             self.tell(frozen.number, None)
-            if frozen.params:
+            params = frozen.system_attrs.get("fixed_params", {}) | frozen.params
+            if params:
                 first = {"first": True} if "first" in frozen.user_attrs else {}
-                self.optuna.enqueue_trial(frozen.params, user_attrs={"retry_of": frozen.number, **first})
+                self.optuna.enqueue_trial(params, user_attrs={"retry_of": frozen.number, **first})
                 again += 1
         return again
 
@@ -188,7 +203,7 @@ def _full_point(study: Study, point: Overrides) -> Overrides:
     """A named arm with the study's own values for searched keys that it leaves out."""
     defaults = flatten(study.model_dump(mode="json"))
 
-    def value(key: str, dimension: Dimension) -> Scalar:
+    def value(key: str, _: Dimension) -> Scalar:
         return point.get(key, defaults[key])
 
     return search_space.draw(study.search.space, value)

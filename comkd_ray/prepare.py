@@ -143,7 +143,9 @@ class _Preparation:
         config = self.study.teacher
         return config.epochs > 0 and config.prompt_length > 0 and self.teacher.is_vit
 
-    def bank(self, clip: Clip, visual: Tensor | None, identity: str, images: Images, views: list[int]) -> Bank:
+    def bank(
+        self, clip: Clip, visual: Tensor | None, identity: str, images: Images, views: list[int]
+    ) -> Bank:
         @torch.no_grad()
         def encode(batch: Images, view: int) -> Tensor:
             return self.encode(clip, batch, view, visual)

@@ -21,7 +21,6 @@ FOLDER = "progress"
 EVERY = 0.5  # seconds between two writings of one file
 PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
 STAGES = {
-    "pixels": "decode images",
     "teacher": "tune teacher",
     "bank": "teacher bank",
     "arms": "train arms",
@@ -37,6 +36,7 @@ class Meter:
         self.last = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say that `done` of `total` of a stage is over."""
         now = time.monotonic()
         if done < total and now - self.last < EVERY:
             return

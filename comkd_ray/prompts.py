@@ -95,7 +95,9 @@ class TextPrompt:
     """`[depth, L, W]`; layer 0 holds the embedded context words where their number is L."""
 
 
-def text_prompt(clip: Clip, classes: tuple[str, ...], context: str, length: int, depth: int, seed: int) -> TextPrompt:
+def text_prompt(
+    clip: Clip, classes: tuple[str, ...], context: str, length: int, depth: int, seed: int
+) -> TextPrompt:
     """Tokenise the class prompts and make the initial context (PAPER 2.7)."""
     tower = _text_tower(clip)
     embedding = tower.token_embedding.weight  # type: ignore[union-attr]

@@ -14,6 +14,7 @@ from typing import Any
 from comkd_ray import jobs, study_file
 from comkd_ray.errors import UserError
 from comkd_ray.results import Row
+from comkd_ray.train import Share
 
 Loop = Callable[[dict[str, Any]], None]
 ERROR = "error.txt"
@@ -35,7 +36,16 @@ def run_local(path: Path, report: Callable[[Row], None]) -> None:
 def run_group(path: Path, callbacks: list[Any]) -> None:
     """Train a cohort in a worker group; `callbacks` carry its reports to Tune."""
     job = jobs.read_job(path)
-    _group(_cohort_loop, {"job": str(path)}, job.workers, job.cpus, job.gpus, f"{job.cohort}", Path(job.run), callbacks)
+    _group(
+        _cohort_loop,
+        {"job": str(path)},
+        job.workers,
+        job.cpus,
+        job.gpus,
+        f"{job.cohort}",
+        Path(job.run),
+        callbacks,
+    )
 
 
 def prepare(run: Path, cache: Path, cpus: float, gpus: float) -> None:
@@ -68,9 +78,7 @@ def _group(
         loop,
         train_loop_config=config,
         torch_config=TorchConfig(backend="gloo"),  # only small Python objects are exchanged
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(
             name=name,
             storage_path=str(run / "ray"),
@@ -85,7 +93,7 @@ def _cohort_loop(config: dict[str, Any]) -> None:
     from ray import train
 
     context = train.get_context()
-    share = jobs.Share(context.get_world_rank(), context.get_world_size(), _gather)
+    share = Share(context.get_world_rank(), context.get_world_size(), _gather)
     jobs.run_job(Path(config["job"]), train.report, share)
 
 

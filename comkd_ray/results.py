@@ -27,7 +27,7 @@ REFERENCES = ("teacher", "teacher_zero_shot", "zero_shot")
 """Rows beside every arm: the tuned teacher, the teacher's and the student's zero-shot."""
 
 _SCORE_TYPES = {
-    **{name: pl.Float64 for name in ("val_base_accuracy", "val_novel_agreement", "val_harmonic_mean")},
+    **dict.fromkeys(("val_base_accuracy", "val_novel_agreement", "val_harmonic_mean"), pl.Float64),
     **{f"test_{score}": pl.Float64 for score in SCORES},
 }
 

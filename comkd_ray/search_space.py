@@ -39,6 +39,7 @@ class Dimension(Section):
 
     @property
     def bounds(self) -> tuple[Real, Real] | None:
+        """(low, high) of a range, or None for a choice."""
         return self.float or self.int
 
     @model_validator(mode="after")
@@ -83,6 +84,17 @@ class Dimension(Section):
             return tuple(low + k * self.step for k in range(count))
         return None
 
+    def holds(self, value: Scalar) -> bool:
+        """Whether this dimension can take a value."""
+        if self.choice is not None:
+            return value in self.choice
+        assert self.bounds is not None
+        low, high = self.bounds
+        if isinstance(value, (bool, str)) or not low <= value <= high:
+            return False
+        steps = (value - low) / (self.step or 1)
+        return (self.int is None and self.step is None) or math.isclose(steps, round(steps), abs_tol=1e-6)
+
 
 def int_step(step: Real | None) -> Whole:
     """The step of an integer range; 1 where none is given."""
@@ -117,8 +129,7 @@ def check(space: Space) -> None:
     """Refuse conditions that are circular, unknown, or can never hold. Raises ValueError."""
     for key in order(space):
         for other, value in (space[key].when or {}).items():
-            choice = space[other].choice
-            if choice is None or value not in choice:
+            if not space[other].holds(value):
                 raise ValueError(f"{key}: `when` wants {other} = {value!r}, which it never takes")
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,7 @@ from comkd_ray.search_space import Overrides, Scalar
 
 ASSETS = "assets:"  # a path that starts so lies inside the installed package
 SEARCHABLE = ("student.", "loss.", "train.")
+TOWER = ("student.model", "student.pretrained", "student.image_size")  # one frozen tower a study
 
 Json = dict[str, Any]
 
@@ -52,7 +53,7 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> Json:
             raise yaml.YAMLError(f"key {key!r} is no text: put it in quotes")
         if keys.count(key) > 1:
             raise yaml.YAMLError(f"key '{key}' stands twice{node.start_mark}")
-    return loader.construct_mapping(node, deep=True)
+    return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
@@ -90,6 +91,8 @@ def build(tree: Json, origin: str) -> Study:
         study = Study.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise UserError(f"{origin}: {_explain(error)}") from None
+    except (TypeError, ValueError, RecursionError):
+        raise UserError(f"{origin}: values are texts, numbers, true, false, null, lists, mappings") from None
     _check_space(study, origin)
     return study
 
@@ -117,8 +120,9 @@ def _path(key: str) -> list[str]:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first error in one line; an unknown key comes with the nearest known name."""
-    first = error.errors(include_url=False)[0]
+    """The first error in one line; an unknown key goes first, with the nearest known name."""
+    errors = error.errors(include_url=False)
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     place = ".".join(str(part) for part in first["loc"]) or "the file"
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
@@ -130,23 +134,25 @@ def _explain(error: ValidationError) -> str:
 
 
 def _fields(place: tuple[int | str, ...]) -> list[str]:
-    model: Any = Study
+    """Names that are known at a place of the study file."""
+    kind: Any = Study
     for name in place:
-        inside = model.model_fields[str(name)].annotation if _is_section(model) else get_args(model)[-1]
-        sections = [m for m in (inside, *get_args(inside)) if _is_section(m)]
-        model = sections[0] if sections else inside
-    return list(model.model_fields) if _is_section(model) else []
+        kind = kind.model_fields[str(name)].annotation if _is_section(kind) else get_args(kind)[-1]
+        if get_origin(kind) is not dict:  # `Halving | None` is a Halving
+            kind = next((one for one in get_args(kind) if _is_section(one)), kind)
+    return list(kind.model_fields) if _is_section(kind) else []
 
 
-def _is_section(model: Any) -> bool:
-    return isinstance(model, type) and issubclass(model, BaseModel)
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _check_space(study: Study, origin: str) -> None:
     """Every searched key exists, may be searched, and takes each of its values."""
-    known = [key for key in flatten(study.model_dump()) if key.startswith(SEARCHABLE)]
+    flat = flatten(study.model_dump())
+    known = [key for key in flat if key.startswith(SEARCHABLE) and key not in TOWER]
     search = study.search
-    for key in (*search.space, *(key for point in search.first for key in point)):
+    for key in search.space:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "searchable are student.*, loss.*, train.*"
@@ -161,9 +167,25 @@ def _check_space(study: Study, origin: str) -> None:
         for value in (*(dimension.bounds or ()), *(dimension.choice or ())):
             resolve(study, {key: value}, f"{origin}: search.space")
     for point in search.first:
-        resolve(study, point, f"{origin}: search.first")
+        _check_point(study, point, flat, f"{origin}: search.first")
     if search.sampler != "grid" and search.arms is None:
         raise UserError(f"{origin}: search.arms: how many arms? Only a grid knows its own size")
+
+
+def _check_point(study: Study, point: Overrides, flat: Overrides, origin: str) -> None:
+    """A named arm stays inside the space, and so do the study's own values that fill it up."""
+    space = study.search.space
+    for key in point:
+        if key not in space:
+            near = difflib.get_close_matches(key, space, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else "add it to search.space"
+            raise UserError(f"{origin}: {key}: not searched; {hint}")
+    full = search_space.draw(space, lambda key, _: point.get(key, flat[key]))
+    for key, value in full.items():
+        if not space[key].holds(value):
+            whose = "" if key in point else ", the study's own value,"
+            raise UserError(f"{origin}: {key}: {value!r}{whose} is not in search.space.{key}")
+    resolve(study, point, origin)
 
 
 def resolve(study: Study, overrides: Overrides, origin: str = "arm") -> Study:

@@ -210,8 +210,7 @@ class _Run:
         complete = [row for row in rows if row["status"] == "complete"]
         best = max(complete, key=lambda row: (row[METRIC], row["arm"]), default=None)
         failed = sum(row["status"] == "failed" for row in rows)
-        total = self.searcher.total if self.searcher else len(rows) + 1
-        left = max(0, total - len(rows))
+        left = self.searcher.left if self.searcher else 1
         return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)
 
     def write_end(self, seconds: float) -> None:

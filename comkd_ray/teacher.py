@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from comkd_ray.config import Teacher
-from comkd_ray.material import TunedTeacher, read_teacher
 from comkd_ray.losses import normalize, per_arm, teacher_losses
+from comkd_ray.material import TunedTeacher, read_teacher
 from comkd_ray.models import Clip, autocast
 from comkd_ray.optim import SGD, learning_rate
 from comkd_ray.prompts import (
@@ -66,7 +66,9 @@ def encode_prompted(clip: Clip, pixels: Tensor, visual: Tensor | None) -> Tensor
         return encode_embedded(clip, embed_images(clip, images)[None], visual)[0].float()
 
 
-def build_teacher(key: str, fit: Callable[[], TunedTeacher], cache: Path, device: torch.device) -> TunedTeacher:
+def build_teacher(
+    key: str, fit: Callable[[], TunedTeacher], cache: Path, device: torch.device
+) -> TunedTeacher:
     """The stored teacher of `key`; if it is not there, `fit` makes it and it is stored for good."""
     folder = cache / "teachers" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,13 @@ def _store(teacher: TunedTeacher, folder: Path) -> None:
 
 
 def fit_teacher(
-    key: str, config: Teacher, clip: Clip, shots: FewShots, templates: tuple[str, ...], encode: Encoder, progress: Progress
+    key: str,
+    config: Teacher,
+    clip: Clip,
+    shots: FewShots,
+    templates: tuple[str, ...],
+    encode: Encoder,
+    progress: Progress,
 ) -> TunedTeacher:
     """Tune the prompts; the epoch with the best accuracy on base validation images is kept.
 

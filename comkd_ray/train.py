@@ -75,7 +75,7 @@ def fit(
             values = {row["arm"]: row[METRIC] for row in rows if row["arm"] not in leaving}
             everyone = [value for part in share.gather(values) for value in part.values()]
             enough = threshold(everyone, (history or {}).get(epoch, ()), halving)
-            leaving |= {arm: "pruned" for arm in cohort.weaker(values, enough)}
+            leaving |= dict.fromkeys(cohort.weaker(values, enough), "pruned")
         if epoch == epochs:
             leaving = {arm.arm: leaving.get(arm.arm, "complete") for arm in cohort.arms}
         ended = [Ended(*cohort.record(arm, status)) for arm, status in leaving.items()]

@@ -21,18 +21,27 @@ from comkd_ray.material import Card
 from comkd_ray.optuna_search import METRIC, Proposal
 from comkd_ray.results import Row, read_records
 
-MAX_REPEATS = 200  # proposals in a row that are known already, before a space counts as exhausted
-
 
 class Arms(Protocol):
     """Who says which arms are next, and hears what became of them."""
 
-    def left(self) -> int: ...
-    def ask(self) -> Proposal: ...
-    def assign(self, number: int, arm: str) -> None: ...
-    def note(self, number: int, epoch: int, value: float) -> None: ...
-    def tell(self, number: int, record: Row | None, same_as: str | None = None) -> None: ...
-    def reconcile(self, records: Mapping[str, Row]) -> int: ...
+    def left(self) -> int:
+        """Arms still to ask for."""
+
+    def ask(self) -> Proposal:
+        """The next configuration."""
+
+    def assign(self, number: int, arm: str) -> None:
+        """Note which record will answer this proposal."""
+
+    def note(self, number: int, epoch: int, value: float) -> None:
+        """An intermediate value of a running arm."""
+
+    def tell(self, number: int, record: Row | None, same_as: str | None = None) -> None:
+        """How an arm ended."""
+
+    def reconcile(self, records: Mapping[str, Row]) -> int:
+        """After a crash: answer what the records answer; returns how many arms are asked again."""
 
 
 def train_cohort(config: dict[str, Any]) -> None:
@@ -65,7 +74,7 @@ def search(searcher: CohortSearcher, slots: int, verbose: bool) -> None:
     ).fit()
 
 
-class CohortSearcher(Searcher):
+class CohortSearcher(Searcher):  # type: ignore[misc]  (Ray is untyped)
     """Asks for a cohort of arms at once, and tells each arm as soon as its record is there."""
 
     def __init__(self, study: Study, run: Path, cache: Path, arms: Arms, card: Card) -> None:
@@ -80,6 +89,8 @@ class CohortSearcher(Searcher):
             for row in record["epochs"]:
                 self.history.setdefault(row["epoch"], {})[row["arm"]] = row[METRIC]
         self.total = arms.left() + len(self.records)
+        self.lost = 0
+        """Arms whose process broke before they left a record."""
         self.count = sum(1 for _ in (run / "cohorts").glob("*.json"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CohortSearcher:
@@ -91,6 +102,11 @@ class CohortSearcher(Searcher):
         """Best validation value of an arm at full budget."""
         arms = [record["arm"] for record in self.records.values()]
         return max((arm[METRIC] for arm in arms if arm["status"] == "complete"), default=None)
+
+    @property
+    def left(self) -> int:
+        """Arms without a record: still to ask for, running, or lost."""
+        return self.arms.left() + sum(map(len, self.cohorts.values())) + self.lost
 
     def suggest(self, trial_id: str) -> Any:
         """The next cohort as a work order, or FINISHED."""
@@ -120,16 +136,13 @@ class CohortSearcher(Searcher):
         """Arms of the next cohort: proposals that are known already are answered at once."""
         asked: list[Asked] = []
         running = {arm for cohort in self.cohorts.values() for arm in cohort}
-        repeats = 0
-        while len(asked) < self.study.search.arms_per_trial and self.arms.left() and repeats < MAX_REPEATS:
+        while len(asked) < self.study.search.arms_per_trial and self.arms.left():
             proposal = self.arms.ask()
             study = study_file.resolve(self.study, proposal.overrides)
             arm = jobs.arm_identity(self.card.identity, study)
             if arm in self.records or arm in running:
                 self.arms.tell(proposal.number, self.records.get(arm), same_as=arm)
-                repeats += 1
                 continue
-            repeats = 0
             running.add(arm)
             self.arms.assign(proposal.number, arm)
             asked.append(Asked(arm, proposal.number, proposal.overrides, proposal.protected))
@@ -156,6 +169,7 @@ class CohortSearcher(Searcher):
             record = _read_record(self.run, arm)
             if record is not None:
                 self.records[arm] = record
+            self.lost += record is None
             self.arms.tell(cohort.pop(arm).number, record)
 
     def save(self, checkpoint_path: str) -> None:

@@ -4,7 +4,7 @@
     cache/pixels/<key>/sizes.npy     [N, 2] int32, height and width before squashing
     cache/pixels/<key>/store.json    digest and broken images
 
-The key needs only `stat` of the images. A store is built under a lock in a temporary folder and
+The key needs only `stat` of the images. A store is built under a lock in a temporary folder that is
 renamed when it is whole, so a killed build leaves nothing that looks like a store.
 """
 
@@ -157,8 +157,7 @@ def _lock(folder: Path, progress: Progress) -> Iterator[None]:
 
 def _build(folder: Path, table: ImageTable, side: int, progress: Progress, skip: bool) -> None:
     """Decode into a temporary folder, and rename it when it is whole."""
-    needed = len(table.paths) * 3 * side * side
-    free = shutil.disk_usage(folder.parent).free
+    needed, free = len(table.paths) * 3 * side * side, shutil.disk_usage(folder.parent).free
     if needed > free:
         raise UserError(
             f"{folder.parent}: the decoded images need {needed:,} bytes, {free:,} are free; make "
@@ -202,8 +201,7 @@ def _write(folder: Path, table: ImageTable, side: int, progress: Progress, skip:
         file.flush()
         os.fsync(file.fileno())
     np.save(folder / "sizes.npy", np.array(sizes, dtype=np.int32))
-    about = {"digest": digest.hexdigest(), "broken": broken}
-    (folder / "store.json").write_text(json.dumps(about), encoding="utf-8")
+    (folder / "store.json").write_text(json.dumps({"digest": digest.hexdigest(), "broken": broken}))
     progress("storing images", total, total)
 
 
