@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
 
 from comkd_ray import search_space
 from comkd_ray.config import Study
 from comkd_ray.optuna_search import Proposal
 from comkd_ray.results import Row
+from comkd_ray.search_space import Overrides
 
 
-@dataclass
 class GridArms:
-    """Asks for the cells of a grid in their order; the same questions as `OptunaArms` answers."""
+    """Asks for the cells that have no record yet, in their order; answers like `OptunaArms`."""
 
-    study: Study
-
-    def __post_init__(self) -> None:
-        cells = enumerate(search_space.grid(self.study.search.space))
-        self.waiting = deque(Proposal(number, cell) for number, cell in cells)
+    def __init__(self, study: Study, identify: Callable[[Overrides], str], recorded: Container[str]) -> None:
+        """identify: a cell's values to its arm; cells of one arm (a knob without effect) are one."""
+        cells = {identify(cell): cell for cell in search_space.grid(study.search.space)}
+        numbered = enumerate(cells.items())
+        self.pending = [Proposal(number, cell) for number, (arm, cell) in numbered if arm not in recorded]
+        self.asked = 0
 
     def left(self) -> int:
         """Cells still to ask for."""
-        return len(self.waiting)
+        return len(self.pending) - self.asked
 
     def ask(self) -> Proposal:
         """The next cell."""
-        return self.waiting.popleft()
+        self.asked += 1
+        return self.pending[self.asked - 1]
 
     def assign(self, number: int, arm: str) -> None:
         """A cell's record is found by the arm's identity alone."""
@@ -40,7 +40,5 @@ class GridArms:
         """The record is the ledger."""
 
     def reconcile(self, records: Mapping[str, Row]) -> int:
-        """Leave out the cells that have a record; nothing has to be repaired."""
-        done = {record["arm"]["number"] for record in records.values()}
-        self.waiting = deque(cell for cell in self.waiting if cell.number not in done)
+        """Nothing to repair."""
         return 0

@@ -171,7 +171,7 @@ class Study(Section):
     data: Data
     teacher: Teacher
     student: Student
-    loss: Loss = Field(default_factory=Loss)
-    train: Train = Field(default_factory=Train)
+    loss: Loss = Loss()
+    train: Train = Train()
     search: Search
-    compute: Compute = Field(default_factory=Compute)
+    compute: Compute = Compute()

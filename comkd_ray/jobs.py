@@ -158,22 +158,33 @@ class _Recorder:
 
     def fail(self, arms: Sequence[Arm], error: Exception) -> None:
         """Record arms that an error ended; those that had ended before stay as they are."""
-        lost = [arm for arm in arms if arm.arm not in self.ended]
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        for arm in lost:
-            row: Row = {"arm": arm.arm, "status": "failed", "error": text, "epochs_done": 0}
-            self.write(Ended(row | {"seed": arm.study.train.seed}, []))
-        self.report({"epoch": 0, "values": [], "ended": [arm.arm for arm in lost]})
+        lost = [one for one in self.job.arms if one.arm in {arm.arm for arm in arms} - self.ended]
+        for one in lost:
+            write_failed(self.study, self.job.run, self.job.cohort, one, f"{type(error).__name__}: {error}")
+        self.report({"epoch": 0, "values": [], "ended": [one.arm for one in lost]})
 
     def write(self, ended: Ended) -> None:
         """Add what the order says of the arm, and store its record for good."""
         asked = next(one for one in self.job.arms if one.arm == ended.arm["arm"])
-        config = study_file.flatten(study_file.resolve(self.study, asked.overrides).model_dump(mode="json"))
-        row = ended.arm | {
-            "cohort": self.job.cohort,
-            "number": asked.number,
-            "searched": sorted(asked.overrides),
-            **{key: value for key, value in config.items() if key.startswith(CONFIG)},
-        }
+        row = ended.arm | asked_columns(self.study, self.job.cohort, asked)
         write_record(Path(self.job.run), row, ended.epochs)
         self.ended.add(asked.arm)
+
+
+def asked_columns(study: Study, cohort: str, asked: Asked) -> Row:
+    """What a row says of the arm before it is trained: its place in the search and its values."""
+    config = study_file.flatten(study_file.resolve(study, asked.overrides).model_dump(mode="json"))
+    return {
+        "arm": asked.arm,
+        "cohort": cohort,
+        "number": asked.number,
+        "searched": sorted(asked.overrides),
+        "seed": config["train.seed"],
+        **{key: value for key, value in config.items() if key.startswith(CONFIG)},
+    }
+
+
+def write_failed(study: Study, run: str, cohort: str, asked: Asked, error: str) -> None:
+    """Record an arm that ended without a result, and why."""
+    row = {"status": "failed", "error": " ".join(error.split())[:500], "epochs_done": 0}
+    write_record(Path(run), row | asked_columns(study, cohort, asked), [])

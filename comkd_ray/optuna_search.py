@@ -56,7 +56,8 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 def suggest(trial: optuna.Trial, key: str, dimension: Dimension) -> Scalar:
     """One value, define-by-run."""
     if dimension.choice is not None:
-        value: Scalar = trial.suggest_categorical(key, dimension.choice)
+        value = trial.suggest_categorical(key, dimension.choice)
+        assert value is not None
         return value
     if dimension.int is not None:
         low, high = dimension.int

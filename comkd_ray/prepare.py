@@ -39,7 +39,7 @@ def view_count(study: Study) -> int:
     space = study.search.space.get("train.epochs")
     searched = [] if space is None else [*(space.bounds or ()), *(space.choice or ())]
     points = [point["train.epochs"] for point in study.search.first if "train.epochs" in point]
-    return max(study.train.epochs, *(int(value) for value in (*searched, *points)))
+    return max([study.train.epochs, *(int(value) for value in (*searched, *points))])
 
 
 def check(study: Study, cache: Path, progress: Progress) -> list[str]:

@@ -68,12 +68,10 @@ def _group(
     run: Path,
     callbacks: list[Any],
 ) -> None:
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-    environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     TorchTrainer(
         loop,
         train_loop_config=config,
@@ -84,7 +82,6 @@ def _group(
             storage_path=str(run / "ray"),
             callbacks=callbacks,
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
-            worker_runtime_env={"env_vars": environment},
         ),
     ).fit()
 

@@ -55,7 +55,7 @@ class Dimension(Section):
         return self
 
     def _check_choice(self, choice: tuple[Scalar, ...]) -> None:
-        if len(choice) == 0 or len({(type(v), v) for v in choice}) < len(choice):
+        if len(choice) == 0 or len(set(choice)) < len(choice):
             raise ValueError("choice needs at least one value, and none twice")
         if self.log or self.step is not None:
             raise ValueError("log and step belong to float and int")

@@ -47,12 +47,14 @@ _Loader.add_implicit_resolver(
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> Json:
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
-    for key in keys:
+    keys: list[str] = []
+    for child, _ in node.value:
+        key = loader.construct_object(child)
         if not isinstance(key, str):
             raise yaml.YAMLError(f"key {key!r} is no text: put it in quotes")
-        if keys.count(key) > 1:
-            raise yaml.YAMLError(f"key '{key}' stands twice{node.start_mark}")
+        if key in keys:
+            raise yaml.YAMLError(f"key '{key}' stands twice{child.start_mark}")
+        keys.append(key)
     return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
 
 

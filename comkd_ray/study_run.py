@@ -54,9 +54,9 @@ def run_study(
     with screen:
         for remark in prepare.check(study, cache, lambda s, d, n: screen.show(s, d, n, f"{d}/{n}")):
             screen.say(remark)
-        run.mkdir(parents=True, exist_ok=True)
+        run.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(run / ".lock", timeout=0):
+            with FileLock(run.with_name(f".{run.name}.lock"), timeout=0):
                 return _Run(study, run, cache, screen, verbose, start).go(address, resume)
         except Timeout:
             raise UserError(f"{run}: another comkd-ray works on this study") from None
@@ -99,34 +99,44 @@ class _Run:
 
     def go(self, address: str | None, resume: bool) -> Outcome:
         """Everything after the checks, under the lock."""
-        if not resume:
-            self.clear_sample()
-        study_file.dump(self.study, self.run / "study.yaml")
-        progress.clear(self.run)
-        self.write_begin()
-        arms = self.open_arms()
-        again = arms.reconcile(results.read_records(self.run))
-        if again:
-            self.screen.say(f"{again} arms were cut off; they are asked again")
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         try:
-            with cluster.connect(address, self.verbose), Watch(self.look):
-                cluster.check_storage(self.run)
+            with cluster.connect(address, self.verbose):
+                cluster.check_storage(self.run.parent)
                 slots = cluster.trial_slots(self.study.compute)
-                self.searcher = ray_search.CohortSearcher(
-                    self.study, self.run, self.cache, arms, self.prepare()
-                )
-                begun = time.monotonic()
-                ray_search.search(self.searcher, slots, self.verbose)
-                self.seconds["search"] = time.monotonic() - begun
+                self.begin(resume)
+                with Watch(self.look):
+                    self.search(slots)
         except KeyboardInterrupt:
             self.interrupted = True
         return self.finish()
 
-    def open_arms(self) -> ray_search.Arms:
+    def begin(self, resume: bool) -> None:
+        """Nothing is written before this: the study is sound and the cluster can run it."""
+        if not resume:
+            self.clear_sample()
+        self.run.mkdir(parents=True, exist_ok=True)
+        study_file.dump(self.study, self.run / "study.yaml")
+        progress.clear(self.run)
+        self.write_begin()
+
+    def search(self, slots: int) -> None:
+        """Prepare what is missing, then train what is left."""
+        card, records = self.prepare(), results.read_records(self.run)
+        arms = self.open_arms(card, records)
+        again = arms.reconcile(records)
+        if again:
+            self.screen.say(f"{again} arms were cut off; they are asked again")
+        self.searcher = ray_search.CohortSearcher(self.study, self.run, self.cache, arms, card)
+        begun = time.monotonic()
+        ray_search.search(self.searcher, slots, self.verbose)
+        self.seconds["search"] = time.monotonic() - begun
+        self.interrupted = bool(self.searcher.cohorts)  # Tune swallows Ctrl-C, and leaves them so
+
+    def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
         if self.study.search.sampler == "grid":
-            return GridArms(self.study)
+            return GridArms(self.study, lambda cell: ray_search.identify(self.study, card, cell), records)
         return OptunaArms(self.study, self.run / "optuna.journal")
 
     def clear_sample(self) -> None:
@@ -202,6 +212,7 @@ class _Run:
         """Compact, describe, report. What ended is safe whatever happens here."""
         records = results.read_records(self.run)
         rows = [record["arm"] for record in records.values()]
+        shutil.rmtree(self.run / "ray", ignore_errors=True)  # Tune's own state is never read again
         seconds = time.monotonic() - self.start
         self.write_end(seconds)
         if rows:
@@ -210,7 +221,7 @@ class _Run:
         complete = [row for row in rows if row["status"] == "complete"]
         best = max(complete, key=lambda row: (row[METRIC], row["arm"]), default=None)
         failed = sum(row["status"] == "failed" for row in rows)
-        left = self.searcher.left if self.searcher else 1
+        left = self.searcher.total - len(rows) if self.searcher else 1
         return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)
 
     def write_end(self, seconds: float) -> None:

@@ -20,6 +20,7 @@ from comkd_ray.jobs import Asked, Job
 from comkd_ray.material import Card
 from comkd_ray.optuna_search import METRIC, Proposal
 from comkd_ray.results import Row, read_records
+from comkd_ray.search_space import Overrides
 
 
 class Arms(Protocol):
@@ -74,7 +75,12 @@ def search(searcher: CohortSearcher, slots: int, verbose: bool) -> None:
     ).fit()
 
 
-class CohortSearcher(Searcher):  # type: ignore[misc]  (Ray is untyped)
+def identify(study: Study, card: Card, overrides: Overrides) -> str:
+    """The arm that these values make of the study."""
+    return jobs.arm_identity(card.identity, study_file.resolve(study, overrides))
+
+
+class CohortSearcher(Searcher):  # type: ignore[misc]
     """Asks for a cohort of arms at once, and tells each arm as soon as its record is there."""
 
     def __init__(self, study: Study, run: Path, cache: Path, arms: Arms, card: Card) -> None:
@@ -88,7 +94,6 @@ class CohortSearcher(Searcher):  # type: ignore[misc]  (Ray is untyped)
         for record in self.records.values():
             for row in record["epochs"]:
                 self.history.setdefault(row["epoch"], {})[row["arm"]] = row[METRIC]
-        self.total = arms.left() + len(self.records)
         self.lost = 0
         """Arms whose process broke before they left a record."""
         self.count = sum(1 for _ in (run / "cohorts").glob("*.json"))
@@ -96,6 +101,11 @@ class CohortSearcher(Searcher):  # type: ignore[misc]  (Ray is untyped)
     def __deepcopy__(self, memo: dict[int, Any]) -> CohortSearcher:
         """Itself: Tune copies its searcher, but there is one search, and the driver watches it."""
         return self
+
+    @property
+    def total(self) -> int:
+        """Arms that ended, that run, and that are still to be asked for."""
+        return len(self.records) + sum(len(cohort) for cohort in self.cohorts.values()) + self.arms.left()
 
     @property
     def best(self) -> float | None:
@@ -138,8 +148,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]  (Ray is untyped)
         running = {arm for cohort in self.cohorts.values() for arm in cohort}
         while len(asked) < self.study.search.arms_per_trial and self.arms.left():
             proposal = self.arms.ask()
-            study = study_file.resolve(self.study, proposal.overrides)
-            arm = jobs.arm_identity(self.card.identity, study)
+            arm = identify(self.study, self.card, proposal.overrides)
             if arm in self.records or arm in running:
                 self.arms.tell(proposal.number, self.records.get(arm), same_as=arm)
                 continue
@@ -159,7 +168,11 @@ class CohortSearcher(Searcher):  # type: ignore[misc]  (Ray is untyped)
 
     def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
         """The cohort is over: arms without a record were lost with their process."""
-        cohort = self.cohorts.pop(self.trials.pop(trial_id))
+        name = self.trials.pop(trial_id)
+        cohort = self.cohorts.pop(name)
+        for arm, asked in cohort.items():
+            if not read_records(self.run, arm):
+                jobs.write_failed(self.study, str(self.run), name, asked, "its process died; see -v")
         self._settle(cohort, list(cohort))
 
     def _settle(self, cohort: dict[str, Asked], arms: list[str]) -> None:

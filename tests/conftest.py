@@ -10,6 +10,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, by whichever test imports it first
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,17 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+def sharpen(model: Any, is_vit: bool) -> None:
+    """Make a random CLIP tell images and words apart: as it is born, they all look alike to it."""
+    towers = [model.transformer, *([model.visual.transformer] if is_vit else [])]
+    model.logit_scale.data.fill_(math.log(50))
+    model.token_embedding.weight.data.mul_(30)
+    for tower in towers:
+        for parameter in tower.parameters():
+            if parameter.dim() == 2:
+                parameter.data.mul_(2)
+
+
 @pytest.fixture(scope="session")
 def save_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """save_clip("student" | "teacher" | "conv", seed=0, folder=None) -> folder of a random CLIP."""
@@ -72,7 +84,8 @@ def save_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = open_clip.CLIP(**config)
-        preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.25, 0.2]}
+            sharpen(model, is_vit=kind != "conv")
+        preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.12, 0.1, 0.08]}
         written = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
         (folder / "open_clip_config.json").write_text(written)
         save_file(model.state_dict(), folder / "open_clip_model.safetensors")
@@ -93,7 +106,7 @@ def tiny_clip(clip_folders: dict[str, Path]) -> Callable[[str], Clip]:
     import torch
 
     from comkd_ray.config import Tower
-    from comkd_ray.models import Clip, load_clip
+    from comkd_ray.models import load_clip
 
     loaded: dict[str, Clip] = {}
 
@@ -141,8 +154,8 @@ def make_study(clip_folders: dict[str, Path], image_folder: Path) -> Callable[..
                 "prompt_length": 2,
                 "prompt_depth": 3,
                 "text_prompt_depth": 2,
-                "epochs": 3,
-                "lr": 0.05,
+                "epochs": 4,
+                "lr": 0.02,
             },
             "student": {
                 "model": f"local-dir:{clip_folders['student']}",
@@ -174,7 +187,7 @@ def prepared(cache: Path) -> Iterator[Callable[[Study], tuple[Card, Material]]]:
     """prepared(study) -> its card and its material, made once in the shared cache, on the CPU."""
     import torch
 
-    from comkd_ray.material import Card, Material, open_material
+    from comkd_ray.material import open_material
     from comkd_ray.prepare import prepare
 
     made: dict[str, tuple[Card, Material]] = {}

@@ -229,9 +229,7 @@ def teacher_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 def ours_weighted(image: Tensor, text: Tensor) -> Tensor:
     _, _, labels, frozen_image, frozen_text = teacher_inputs()
     terms = teacher_losses(image, text, labels, frozen_image, frozen_text, 20.0)
-    return (
-        terms["cross_entropy"] + 25 * terms["text_l1"] + 10 * terms["image_l1"] + terms["logit_kl"]
-    )
+    return terms["cross_entropy"] + 25 * terms["text_l1"] + 10 * terms["image_l1"] + terms["logit_kl"]
 
 
 def test_teacher_terms_add_up_to_promptsrc() -> None:

@@ -45,9 +45,7 @@ def ours(parameters: dict[str, Tensor]) -> SGD:
 
 def torch_alone(arm: int, steps: int) -> dict[str, Tensor]:
     parameters = {name: t[arm : arm + 1].detach().clone().requires_grad_() for name, t in start().items()}
-    sgd = torch.optim.SGD(
-        parameters.values(), lr=RATES[arm], momentum=MOMENTUM[arm], weight_decay=DECAY[arm]
-    )
+    sgd = torch.optim.SGD(parameters.values(), lr=RATES[arm], momentum=MOMENTUM[arm], weight_decay=DECAY[arm])
     for step in range(steps):
         sgd.param_groups[0]["lr"] = rates(step)[arm].item()
         sgd.zero_grad()

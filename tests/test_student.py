@@ -268,20 +268,16 @@ def test_trainable_parameters_are_those_of_the_paper(make_study: MakeStudy) -> N
     assert trainable_parameters(make_study(shape), clip, 768) == 2_785_537
 
 
-def test_parameters_that_are_counted_are_those_that_get_a_gradient(students: Cohort) -> None:
+def test_parameters_that_are_counted_are_those_that_get_a_gradient(
+    students: Cohort, make_study: MakeStudy
+) -> None:
     for attention in (True, False):
-        student = students({"student.edu_attention": attention})
+        arm = {"student.edu_attention": attention}
+        student = students(arm)
         embedded = draw(1, 4, 17, 32)
         student.logits(normalize(student.project(student.encode(embedded)))).square().sum().backward()
         moved = sum(t.numel() for t in student.tensors.values() if t.grad is not None)
-        study = students_study(student, attention)
-        assert moved == trainable_parameters(study, student.clip, WIDTH)
-
-
-def students_study(student: StudentCohort, attention: bool) -> Any:
-    """Just what the count reads of a study."""
-    config = student.config.model_copy(update={"edu_attention": attention})
-    return SimpleNamespace(student=config, train=SimpleNamespace(seed=1))
+        assert moved == trainable_parameters(make_study(arm), student.clip, WIDTH)
 
 
 def test_a_seed_draws_the_same_prompts_and_projector_whatever_is_switched_on(

@@ -1,0 +1,278 @@
+"""Who may import whom, how large a room may be, and what a light command may not load.
+
+Reading order is import order: a room stands below everything that it may not know. The table is
+complete, so a new room has to be put into it, and an import that hides inside a function counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+import comkd_ray
+
+PACKAGE = Path(comkd_ray.__file__).parent
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "assets" not in path.parts
+}
+HEAVY = {
+    "open_clip", "optuna", "pandas", "plotly", "polars", "ray", "safetensors", "scipy", "torch", "torchvision",
+}  # fmt: skip
+
+# room: rooms it may import | heavy libraries it may import
+ALLOWED = {
+    "__init__": "|",
+    "errors": "|",
+    "markup": "|",
+    "search_space": "|",
+    "config": "search_space |",
+    "study_file": "config errors search_space |",
+    # data
+    "data.__init__": "|",
+    "data.splits": "errors |",
+    "data.datasets": "data.splits errors |",
+    "data.views": "data.splits | torch",
+    "data.pixels": "data.datasets data.views errors |",
+    # method
+    "losses": "| torch",
+    "metrics": "| torch",
+    "optim": "| torch",
+    "models": "config errors study_file | open_clip torch",
+    "prompts": "errors models | open_clip torch",
+    "student": "config losses models prompts | torch",
+    "bank": "data.pixels data.views errors study_file | torch",
+    "results": "errors | polars",
+    "material": "bank config data.datasets data.pixels data.splits errors models results"
+    " | safetensors torch",
+    "teacher": "config losses material models optim prompts | safetensors torch",
+    "prepare": "bank config data.datasets data.pixels data.splits losses material metrics models prompts"
+    " student study_file teacher | open_clip torch",
+    "cohort": "bank config data.datasets losses material metrics models optim prompts results student"
+    " | torch",
+    "train": "cohort config material results |",
+    # Ray and Optuna
+    "progress": "|",
+    "provenance": "__init__ results |",
+    "jobs": "cohort config material progress results search_space study_file train | torch",
+    "optuna_search": "config results search_space study_file | optuna",
+    "ablation": "config optuna_search results search_space |",
+    "cluster": "config errors | ray",
+    "ray_train": "errors jobs material prepare progress results study_file train | ray ray.train torch",
+    "tune": "cluster config jobs material optuna_search ray_train results study_file | ray ray.tune",
+    # report
+    "stats": "| polars scipy",
+    "figure": "stats | plotly",
+    "plots": "figure stats | plotly polars",
+    "cost_plots": "figure plots stats | plotly polars",
+    "search_plots": "figure search_space stats | optuna plotly polars",
+    "findings": "figure stats | polars",
+    "report_tables": "figure findings markup stats | polars",
+    "report": "config cost_plots errors figure findings markup plots report_tables results search_plots stats"
+    " study_file | plotly polars",
+    # top
+    "study_run": "ablation bank cluster config data.datasets errors material optuna_search prepare progress"
+    " provenance ray_train report results study_file tune |",
+    "cli": "__init__ cluster errors progress report study_file study_run |",
+}
+REPORT_SIDE = (
+    "stats", "figure", "plots", "cost_plots", "search_plots", "findings", "markup", "report_tables", "report",
+    "results",
+)  # fmt: skip
+VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}
+
+
+@lru_cache
+def imported(room: str) -> set[str]:
+    """Every module that a room imports, wherever in the file; names of `from a import b` as `a.b`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(FILES[room].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{room}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@lru_cache
+def rooms_of(room: str) -> set[str]:
+    """Rooms of this package that a room imports."""
+    rooms = set()
+    for name in imported(room):
+        if name.split(".")[0] != "comkd_ray":
+            continue
+        inside = name.removeprefix("comkd_ray").lstrip(".")
+        while inside and inside not in FILES and f"{inside}.__init__" not in FILES:
+            inside = inside.rpartition(".")[0]
+        rooms.add(inside if inside in FILES else f"{inside}.__init__".lstrip("."))
+    return rooms
+
+
+def heavy_of(room: str) -> set[str]:
+    """Heavy libraries that a room imports; Ray's halves apart."""
+    heavy = {name.split(".")[0] for name in imported(room)} & HEAVY
+    halves = {".".join(name.split(".")[:2]) for name in imported(room)}
+    return heavy | (halves & {"ray.train", "ray.tune"})
+
+
+def may(room: str) -> tuple[set[str], set[str]]:
+    rooms, _, heavy = ALLOWED[room].partition("|")
+    return set(rooms.split()), set(heavy.split())
+
+
+def reached(room: str) -> set[str]:
+    """A room and all that importing it imports."""
+    found, waiting = {room}, [room]
+    while waiting:
+        new = rooms_of(waiting.pop()) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def functions() -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    return [
+        (room, node)
+        for room, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+# Imports ----------------------------------------------------------------------------------------
+
+
+def test_the_table_names_every_room_and_no_other() -> None:
+    assert sorted(ALLOWED) == sorted(FILES)
+
+
+@pytest.mark.parametrize("room", FILES)
+def test_a_room_imports_what_the_table_allows(room: str) -> None:
+    rooms, heavy = may(room)
+    assert (sorted(rooms_of(room) - rooms), sorted(heavy_of(room) - heavy)) == ([], [])
+
+
+@pytest.mark.parametrize("room", FILES)
+def test_the_table_allows_nothing_that_is_not_used(room: str) -> None:
+    rooms, heavy = may(room)
+    assert (sorted(rooms - rooms_of(room)), sorted(heavy - heavy_of(room))) == ([], [])
+
+
+def test_no_room_reaches_itself() -> None:
+    circles = {room for room in FILES for other in rooms_of(room) if room in reached(other)}
+    assert circles == set()
+
+
+@pytest.mark.parametrize("room", REPORT_SIDE)
+def test_a_report_needs_neither_torch_nor_ray(room: str) -> None:
+    heavy = set().union(*(heavy_of(one) for one in reached(room)))
+    assert not heavy & {"torch", "torchvision", "open_clip", "ray", "ray.train", "ray.tune"}
+
+
+def test_each_half_of_ray_has_one_room() -> None:
+    users = {name: {room for room in FILES if name in heavy_of(room)} for name in ("ray.tune", "ray.train")}
+    assert users == {"ray.tune": {"tune"}, "ray.train": {"ray_train"}}
+    assert {room for room in FILES if "ray" in heavy_of(room)} == {"cluster", "ray_train", "tune"}
+
+
+@pytest.mark.parametrize("room", ["train", "cohort", "student", "material"])
+def test_the_teacher_is_out_of_reach_of_training(room: str) -> None:
+    assert not reached(room) & {"teacher", "prepare"}
+
+
+def test_data_knows_nothing_of_the_method() -> None:
+    for room in FILES:
+        if room.startswith("data."):
+            assert {one for one in reached(room) if not one.startswith("data.")} <= {"errors", "__init__"}
+
+
+# Weight of the command line -----------------------------------------------------------------------
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_command_line_answers_without_heavy_libraries() -> None:
+    assert not loaded_by("import comkd_ray.cli") & HEAVY
+
+
+def test_a_study_file_is_checked_without_heavy_libraries() -> None:
+    check = "from comkd_ray import study_file as s; s.load(s.search_spaces() / 'quickstart.yaml')"
+    assert not loaded_by(check) & HEAVY
+
+
+def test_a_report_loads_neither_torch_nor_ray() -> None:
+    assert not loaded_by("import comkd_ray.report") & {"torch", "torchvision", "open_clip", "ray"}
+
+
+# Sizes and manners ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", FILES)
+def test_a_room_fits_in_the_head(room: str) -> None:
+    assert len(FILES[room].read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_rooms_are_small_as_a_rule() -> None:
+    sizes = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES.values())
+    assert sizes[len(sizes) // 2] <= 200
+
+
+def test_a_function_fits_on_a_screen() -> None:
+    long = [
+        f"{room}.{one.name}" for room, one in functions() if (one.end_lineno or 0) - one.lineno + 1 > 60
+    ]
+    assert long == []
+
+
+def test_every_parameter_and_every_return_is_annotated() -> None:
+    bare = []
+    for room, one in functions():
+        arguments = one.args
+        named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        extra = [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
+        bare += [
+            f"{room}.{one.name}({each.arg})"
+            for each in (*named, *extra)
+            if each.annotation is None and each.arg not in ("self", "cls")
+        ]
+        bare += [f"{room}.{one.name} -> ?"] if one.returns is None else []
+    assert bare == []
+
+
+@pytest.mark.parametrize("room", FILES)
+def test_every_room_says_what_it_is(room: str) -> None:
+    words = ast.get_docstring(ast.parse(FILES[room].read_text(encoding="utf-8")))
+    assert words
+    assert len(words.splitlines()[0]) <= 110
+
+
+@pytest.mark.parametrize("room", [room for room in FILES if room.endswith("__init__")])
+def test_init_files_hold_words_and_the_version_only(room: str) -> None:
+    body = ast.parse(FILES[room].read_text(encoding="utf-8")).body
+    code = [ast.unparse(node) for node in body if not isinstance(node, ast.Expr)]
+    assert [line for line in code if not line.startswith("__version__ = ")] == []
+
+
+def test_no_room_has_a_name_that_says_nothing() -> None:
+    words = {word for room in FILES for part in room.split(".") for word in part.split("_") if word}
+    assert not words & VAGUE
+
+
+def test_asserting_rooms_find_what_they_look_for() -> None:
+    """The readers of this file are not blind: they see hidden, dotted and renamed imports."""
+    assert "study_run" in rooms_of("cli")
+    assert {"ray", "ray.train"} <= heavy_of("ray_train")
+    assert rooms_of("data.datasets") == {"data.splits", "errors"}
+    assert "__init__" in rooms_of("provenance")
+    assert "torch" in set().union(*(heavy_of(one) for one in reached("study_run")))

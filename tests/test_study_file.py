@@ -1,0 +1,330 @@
+"""Study files: what YAML makes of words and numbers, what is refused and how, and what comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import outer
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from comkd_ray import study_file
+from comkd_ray.config import Study
+from comkd_ray.errors import UserError
+
+TEXT = """
+study: fruit
+data:
+  root: photographs
+teacher: {model: ViT-B-16}
+student: {model: ViT-B-32}
+train: {lr: 0.01}
+search:
+  arms: 6
+  space:
+    loss.temperature: {float: [0.5, 4.0], log: true}
+    student.alpha: {choice: [scalar, vector]}
+"""
+SHIPPED = sorted(study_file.search_spaces().rglob("*.y*ml"))
+
+
+def load(folder: Path, text: str = TEXT, *sets: str) -> Study:
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return study_file.load(path, sets)
+
+
+def refusal(folder: Path, text: str = TEXT, *sets: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(folder, text, *sets)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What YAML means --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("1e-3", 0.001), ("2E-2", 0.02), ("1.5e-3", 0.0015), (".5", 0.5), ("1", 1.0), ("+1e-1", 0.1)],
+)
+def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, written: str, value: float) -> None:
+    assert load(tmp_path, TEXT.replace("lr: 0.01", f"lr: {written}")).train.lr == value
+
+
+@pytest.mark.parametrize("word", ["no", "on", "Yes", "OFF", "y"])
+def test_words_that_yaml_1_1_takes_for_truth_are_words(tmp_path: Path, word: str) -> None:
+    assert load(tmp_path, TEXT.replace("study: fruit", f"study: {word}")).study == word
+
+
+def test_true_and_false_stay_true_and_false(tmp_path: Path) -> None:
+    study = load(tmp_path, TEXT, "student.ifalign=False", "data.skip_broken=true")
+    assert (study.student.ifalign, study.data.skip_broken) == (False, True)
+
+
+def test_a_date_is_a_word(tmp_path: Path) -> None:
+    assert load(tmp_path, TEXT, "study=2026-05-01").study == "2026-05-01"
+
+
+def test_a_doubled_key_is_refused_with_its_line(tmp_path: Path) -> None:
+    message = refusal(tmp_path, TEXT.replace("  arms: 6", "  arms: 6\n  arms: 60"))
+    assert "key 'arms' stands twice" in message
+    assert "line 10" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a list", "a study file is a mapping of keys"),
+        ("", "a study file is a mapping of keys"),
+        ("study: [1", "no valid YAML"),
+        ("1: one", "key 1 is no text: put it in quotes"),
+        ("study: !!python/name:os.system x", "no valid YAML"),
+        (TEXT + "note: !!binary aGVsbG8=\n", "values are texts, numbers"),
+        (TEXT + "note: !!set {a, b}\n", "values are texts, numbers"),
+        (TEXT + "note: &loop [*loop]\n", "unconstructable recursive node"),
+    ],
+)
+def test_what_is_no_study_file_is_said_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    assert words in refusal(tmp_path, text)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            study_file.load(path)
+    (tmp_path / "latin.yaml").write_bytes("note: Größe".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yaml: cannot be read"):
+        study_file.load(tmp_path / "latin.yaml")
+
+
+# Unknown keys and wrong types ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "place", "near"),
+    [
+        ("study: fruit", "stdy: fruit", "stdy", "study"),
+        ("teacher: {model", "teachr: {model", "teachr", "teacher"),
+        ("root: photographs", "rot: photographs", "data.rot", "root"),
+        ("lr: 0.01", "learning_rat: 0.01", "train.learning_rat", None),
+        ("arms: 6", "armz: 6", "search.armz", "arms"),
+        ("arms: 6", "arms: 6\n  halving: {etta: 3}", "search.halving.etta", "eta"),
+        ("float: [0.5", "flot: [0.5", "search.space.loss.temperature.flot", "float"),
+        ("choice: [scalar", "choise: [scalar", "search.space.student.alpha.choise", "choice"),
+        ("loss.temperature:", "loss.temprature:", "search.space.loss.temprature", "loss.temperature"),
+        ("student.alpha:", "student.alfa:", "search.space.student.alfa", "student.alpha"),
+    ],
+)
+def test_an_unknown_key_comes_with_its_place_and_the_nearest_name(
+    tmp_path: Path, right: str, wrong: str, place: str, near: str | None
+) -> None:
+    message = refusal(tmp_path, TEXT.replace(right, wrong))
+    assert f"{place}: unknown key; " in message
+    assert message.endswith(f"did you mean '{near}'?" if near else "weight_decay")
+
+
+def test_a_key_like_nothing_else_comes_with_all_names(tmp_path: Path) -> None:
+    message = refusal(tmp_path, TEXT, "compute.xyzzy=1")
+    assert "compute.xyzzy: unknown key; known here: cpus, gpus, retries, workers" in message
+
+
+@pytest.mark.parametrize("key", ["student.model", "student.pretrained", "student.image_size", "data.shots"])
+def test_what_all_arms_share_cannot_be_searched(tmp_path: Path, key: str) -> None:
+    assert f"search.space.{key}: unknown key" in refusal(tmp_path, TEXT, f"search.space.{key}={{choice: [a]}}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.epochs=eight", "train.epochs: input should be a valid integer"),
+        ("train.epochs=1.5", "train.epochs: input should be a valid integer"),
+        ("train.epochs=0", "train.epochs: input should be greater than or equal to 1"),
+        ("train.lr='0.1'", "train.lr: input should be a valid number"),
+        ("train.lr=1e999", "train.lr: input should be a finite number"),
+        ("student.ifalign=1", "student.ifalign: input should be a valid boolean"),
+        ("student.alpha=tensor", "student.alpha: input should be 'scalar' or 'vector'"),
+        ("student.attention_scale=-1.0", "attention_scale must be above 0"),
+        ("data.views=0", "views must be at least 1, or 'epochs'"),
+        ("study=a b", "study: string should match pattern"),
+        ("study=../up", "study: string should match pattern"),
+        ("study=5", "study: input should be a valid string"),
+        ("search=5", "search: input should be an object"),
+        ("search.space.loss.temperature=5", "search.space.loss.temperature: input should be an object"),
+        ("search.arms=null", "search.arms: how many arms? Only a grid knows its own size"),
+        ("search.sampler=grid", "search.space.loss.temperature: a grid needs `choice` or `step`"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(tmp_path: Path, setting: str, words: str) -> None:
+    assert words in refusal(tmp_path, TEXT, setting)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path, TEXT.replace("  root: photographs", "  side: 64")).endswith(
+        "data.root: field required"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("search.space.loss.temperature={float: [-1, 2]}", "loss.temperature: input should be greater than 0"),
+        ("search.space.train.epochs={choice: [1, two]}", "train.epochs: input should be a valid integer"),
+        ("search.space.student.ifalign={choice: [maybe]}", "student.ifalign: input should be a valid boolean"),
+    ],
+)
+def test_a_range_whose_values_do_not_fit_is_refused(tmp_path: Path, setting: str, words: str) -> None:
+    assert words in refusal(tmp_path, TEXT, setting)
+
+
+# Named first arms ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("point", "words"),
+    [
+        ("loss.temprature: 1.0", "loss.temprature: not searched; did you mean 'loss.temperature'?"),
+        ("train.epochs: 3", "train.epochs: not searched; add it to search.space"),
+        ("loss.temperature: 9.0", "loss.temperature: 9.0 is not in search.space.loss.temperature"),
+        ("loss.temperature: true", "loss.temperature: True is not in search.space"),
+        ("student.alpha: tensor", "student.alpha: 'tensor' is not in search.space.student.alpha"),
+    ],
+)
+def test_a_first_arm_stays_inside_the_space(tmp_path: Path, point: str, words: str) -> None:
+    message = refusal(tmp_path, TEXT, f"search.first=[{{{point}}}]")
+    assert f"search.first: {words}" in message
+
+
+def test_the_studys_own_value_must_be_in_the_space_where_a_first_arm_leaves_it_out(tmp_path: Path) -> None:
+    seeds = ("search.space.train.seed={choice: [11, 12]}", "search.first=[{student.alpha: vector}]")
+    assert "train.seed: 1, the study's own value, is not in" in refusal(tmp_path, TEXT, *seeds)
+    assert load(tmp_path, TEXT, *seeds, "train.seed=12").search.first == ({"student.alpha": "vector"},)
+
+
+def test_an_inactive_key_of_a_first_arm_needs_no_value_in_the_space(tmp_path: Path) -> None:
+    space = "search.space.student.attention_scale={choice: [0.1], when: {student.edu_attention: true}}"
+    flag = "search.space.student.edu_attention={choice: [true, false]}"
+    off, on = ("search.first=[{student.edu_attention: %s}]" % value for value in ("false", "true"))
+    assert load(tmp_path, TEXT, space, flag, off).search.first
+    assert "attention_scale: 1.0, the study's own value" in refusal(tmp_path, TEXT, space, flag, on)
+
+
+# --set --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "value"),
+    [
+        ("train.lr=1e-3", "train.lr", 0.001),
+        ("train.epochs=5", "train.epochs", 5),
+        ("compute.gpus=0.5", "compute.gpus", 0.5),
+        ("note=a = b", "note", "a = b"),
+        ("teacher.pretrained=null", "teacher.pretrained", None),
+        ("search.halving={eta: 4, min_epochs: 1}", "search.halving.eta", 4),
+        ("search.halving.eta=5", "search.halving.eta", 5),
+        ("search.space.loss.temperature={float: [1, 2]}", "search.space.loss.temperature.log", False),
+        ("search.space.loss.kd_weight={choice: [1.0]}", "search.space.loss.kd_weight.choice", [1.0]),
+    ],
+)
+def test_set_overrides_a_key_at_any_depth(tmp_path: Path, setting: str, key: str, value: object) -> None:
+    study = load(tmp_path, TEXT, setting)
+    assert study_file.flatten(study.model_dump(mode="json"))[key] == value
+
+
+def test_later_settings_win(tmp_path: Path) -> None:
+    assert load(tmp_path, TEXT, "train.epochs=5", "train.epochs=6").train.epochs == 6
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.epochs", "expected KEY=VALUE"),
+        ("=5", "expected KEY=VALUE"),
+        ("train.lr=[1", "the value is no valid YAML"),
+        ("train.lr.first=1", "lr holds a value, not keys"),
+    ],
+)
+def test_a_bad_setting_is_quoted(tmp_path: Path, setting: str, words: str) -> None:
+    message = refusal(tmp_path, TEXT, setting)
+    assert message.startswith(f"--set {setting}: ")
+    assert words in message
+
+
+def test_an_unknown_key_in_a_setting_is_refused_like_one_in_the_file(tmp_path: Path) -> None:
+    assert "trian: unknown key; did you mean 'train'?" in refusal(tmp_path, TEXT, "trian.lr=1")
+
+
+# What comes back ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_study_file_that_ships_loads_and_comes_back_equal(tmp_path: Path, path: Path) -> None:
+    study = study_file.load(path)
+    study_file.dump(study, tmp_path / "study.yaml")
+    assert study_file.load(tmp_path / "study.yaml") == study
+
+
+def test_the_quickstart_ships() -> None:
+    assert "quickstart.yaml" in [path.name for path in SHIPPED]
+
+
+def test_a_dumped_study_names_every_default(tmp_path: Path) -> None:
+    study = load(tmp_path)
+    study_file.dump(study, tmp_path / "out.yaml")
+    dumped = yaml.safe_load((tmp_path / "out.yaml").read_text())
+    assert dumped["student"]["align_axis"] == "batch"
+    assert study_file.build(dumped, "out") == study
+
+
+def test_awkward_values_survive_the_way_to_disk(tmp_path: Path) -> None:
+    study = load(tmp_path, TEXT, "study=no", "note='1e-3: ü\n# yes'", "train.lr=1e-7")
+    study_file.dump(study, tmp_path / "out.yaml")
+    again = study_file.load(tmp_path / "out.yaml")
+    assert (again.study, again.note, again.train.lr) == ("no", study.note, 1e-7)
+
+
+def test_a_study_cannot_be_changed(tmp_path: Path) -> None:
+    study = load(tmp_path)
+    with pytest.raises(ValidationError):
+        study.train.lr = 1.0  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        study.note = "other"  # type: ignore[misc]
+
+
+def test_resolve_puts_an_arms_values_in_place(tmp_path: Path) -> None:
+    study = load(tmp_path)
+    arm = study_file.resolve(study, {"loss.temperature": 3.0, "student.alpha": "vector"})
+    assert (arm.loss.temperature, arm.student.alpha) == (3.0, "vector")
+    assert arm.train == study.train
+    assert study.loss.temperature == 1.0
+    assert study_file.resolve(study, {}) == study
+
+
+def test_resolve_refuses_a_value_that_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^arm: loss\.temperature: input should be greater than 0"):
+        study_file.resolve(load(tmp_path), {"loss.temperature": 0.0})
+
+
+def test_flatten_dots_the_keys() -> None:
+    nested: dict[str, Any] = {"loss": {"temperature": 1.0, "deep": {"er": [1, 2]}}, "note": None}
+    assert study_file.flatten(nested) == {"loss.temperature": 1.0, "loss.deep.er": [1, 2], "note": None}
+
+
+def test_a_digest_is_the_same_on_every_machine() -> None:
+    value = study_file.digest("a", {"b": 1.0, "a": [True, None]}, 0.1)
+    assert value == "582766dce3be"
+    assert study_file.digest("a", {"a": [True, None], "b": 1.0}, 0.1) == value
+
+
+@pytest.mark.parametrize("other", [("a", 1), ("a", 1.0), ("a", "1"), ("a", True), ("a1",), ("a", 1, None)])
+def test_a_digest_tells_values_apart(other: tuple[object, ...]) -> None:
+    values = [("a", 1), ("a", 1.0), ("a", "1"), ("a", True), ("a1",), ("a", 1, None)]
+    same = [one for one in values if study_file.digest(*one) == study_file.digest(*other)]
+    assert [repr(one) for one in same] == [repr(other)]
+
+
+def test_the_tiny_study_of_these_tests_is_a_study(tmp_path: Path) -> None:
+    assert outer.study(tmp_path, outer.tpe(4)).search.arms == 4
