@@ -82,7 +82,7 @@ class Student(Tower):
     projector_layers: Literal[1, 2, 3] = 2
     align_axis: Literal["batch", "width"] = "batch"
     """Statistics over the images of a batch, or over the width of each image (1.10)."""
-    align_reduction: Literal["sum", "mean"] = "mean"
+    align_reduction: Literal["sum", "mean"] = "sum"
     """L1 over the width as a sum or a mean (1.11)."""
     align_features: Literal["normalized", "raw"] = "normalized"
     """IFAlign sees features after or before L2 normalisation (1.12)."""

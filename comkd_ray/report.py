@@ -183,7 +183,7 @@ def _notices(run: Run) -> Html:
             "tool works; they say nothing about CLIP or about the paper."
         )
     if run.provenance.get("sample"):
-        lines.append("Sample data: a small image set for trying the tool, not a benchmark.")
+        lines.append("A sample that ships with the source; the command under Provenance makes it again.")
     return join(paragraph(line, class_="notice") for line in (*lines, *run.troubles))
 
 

@@ -65,7 +65,8 @@ ALLOWED = {
     "ablation": "config optuna_search results search_space |",
     "cluster": "config errors | ray",
     "ray_train": "errors jobs material prepare progress results study_file train | ray ray.train torch",
-    "tune": "cluster config jobs material optuna_search ray_train results study_file | ray ray.tune",
+    "tune": "cluster config jobs material optuna_search ray_train results search_space study_file"
+    " | ray ray.tune",
     # report
     "stats": "| polars scipy",
     "figure": "stats | plotly",

@@ -1,0 +1,164 @@
+"""Records and tables: durable, atomic, typed, and rebuilt from the records alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import fake_run
+import outer
+import polars as pl
+import pytest
+
+from comkd_ray import results
+from comkd_ray.errors import UserError
+from comkd_ray.results import ARMS, EPOCHS
+
+
+def write(run: Path, *arms: tuple[fake_run.Row, list[fake_run.Row]]) -> Path:
+    for row, epochs in arms:
+        results.write_record(run, row, epochs)
+    return run
+
+
+# Records ----------------------------------------------------------------------------------------
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    row, epochs = fake_run.arm(3, {"loss.temperature": 0.1 + 0.2})
+    write(tmp_path, (row, epochs))
+    assert results.read_records(tmp_path) == {row["arm"]: {"arm": row, "epochs": epochs}}
+
+
+def test_a_record_leaves_no_other_file(tmp_path: Path) -> None:
+    row, epochs = fake_run.arm(3, {})
+    for _ in range(2):
+        write(tmp_path, (row, epochs))
+    assert os.listdir(tmp_path / "records") == [f"{row['arm']}.json"]
+
+
+def test_a_record_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File, name and folder are synced, in this order: a power cut leaves the old state or the new."""
+    seen: list[str] = []
+    real_fsync, real_replace = os.fsync, Path.replace
+
+    def fsync(number: int) -> None:
+        seen.append(f"sync {Path(os.readlink(f'/proc/self/fd/{number}')).name[:1]}")
+        real_fsync(number)
+
+    def replace(self: Path, target: Path) -> Path:
+        seen.append("rename")
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write(tmp_path, fake_run.arm(1, {}))
+    assert seen == ["sync .", "rename", "sync r"]
+
+
+def test_a_record_that_cannot_be_written_whole_does_not_touch_the_old_one(tmp_path: Path) -> None:
+    row, epochs = fake_run.arm(1, {})
+    write(tmp_path, (row, epochs))
+    with pytest.raises(ValueError, match="JSON"):
+        write(tmp_path, (row | {"val_harmonic_mean": float("nan")}, epochs))
+    assert results.read_records(tmp_path)[row["arm"]]["arm"] == row
+
+
+def test_what_a_killed_writer_left_is_no_record(tmp_path: Path) -> None:
+    write(tmp_path, fake_run.arm(1, {}))
+    (tmp_path / "records" / ".abc.json.123").write_text('{"arm": {"ar')
+    assert len(results.read_records(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("content", ['{"arm": {"ar', "", "[]", "{}", '{"arm": 5}', "null", "\x00\x00"])
+def test_a_damaged_record_is_moved_aside_so_that_its_arm_runs_again(tmp_path: Path, content: str) -> None:
+    write(tmp_path, fake_run.arm(1, {}), fake_run.arm(2, {}))
+    damaged = fake_run.identity(2)
+    (tmp_path / "records" / f"{damaged}.json").write_text(content)
+    assert list(results.read_records(tmp_path)) == [fake_run.identity(1)]
+    left = {path.name for path in (tmp_path / "records").iterdir()}
+    assert left == {f"{fake_run.identity(1)}.json", f"{damaged}.damaged"}
+
+
+def test_one_record_is_read_by_name(tmp_path: Path) -> None:
+    write(tmp_path, fake_run.arm(1, {}), fake_run.arm(2, {}))
+    assert list(results.read_records(tmp_path, fake_run.identity(2))) == [fake_run.identity(2)]
+    assert results.read_records(tmp_path, "none") == {}
+    assert results.read_records(tmp_path / "nowhere") == {}
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+def test_tables_have_the_declared_types_and_the_order_of_the_search(tmp_path: Path) -> None:
+    arms = [fake_run.arm(n, {"train.lr": 0.01}, status) for n, status in
+            ((5, "complete"), (2, "pruned"), (9, "failed"))]  # fmt: skip
+    assert results.compact(write(tmp_path, *arms)) == 3
+    table, epochs = results.read_arms(tmp_path), results.read_epochs(tmp_path)
+    assert table["number"].to_list() == [2, 5, 9]
+    assert {key: table.schema[key] for key in ARMS} == ARMS
+    assert {key: epochs.schema[key] for key in EPOCHS} == EPOCHS
+    assert table.filter(pl.col("status") == "failed")["val_harmonic_mean"].to_list() == [None]
+    assert len(epochs) == sum(len(rows) for _, rows in arms)
+
+
+def test_tables_hold_what_the_records_say(tmp_path: Path) -> None:
+    row, rows = fake_run.arm(0, {"loss.temperature": 2.5})
+    results.compact(write(tmp_path, (row, rows)))
+    assert results.read_arms(tmp_path).row(0, named=True) | row == results.read_arms(tmp_path).row(0, named=True)
+    found = results.read_epochs(tmp_path).select(rows[0].keys()).rows(named=True)
+    assert found == rows
+
+
+def test_a_table_is_rewritten_whole_and_leaves_no_other_file(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path, fake_run.arm(number, {}))
+        assert results.compact(tmp_path) == number + 1
+    for name in ("arms", "epochs"):
+        assert os.listdir(tmp_path / "results" / name) == ["part-0.parquet"]
+    assert len(results.read_arms(tmp_path)) == 3
+
+
+def test_a_knob_that_is_a_number_in_one_arm_and_a_word_in_another_fits_one_column(tmp_path: Path) -> None:
+    values = [0.5, "sqrt_width", 4.25]
+    arms = [fake_run.arm(n, {"student.attention_scale": value}) for n, value in enumerate(values)]
+    results.compact(write(tmp_path, *arms))
+    found = results.read_arms(tmp_path)["student.attention_scale"].to_list()
+    assert found == ["0.5", "sqrt_width", "4.25"]
+
+
+def test_arms_that_all_failed_before_their_first_epoch_still_make_tables(tmp_path: Path) -> None:
+    rows = [{"arm": f"a{n}", "status": "failed", "error": "RuntimeError: no", "epochs_done": 0, "number": n}
+            for n in range(2)]  # fmt: skip
+    results.compact(write(tmp_path, *((row, []) for row in rows)))
+    assert results.read_arms(tmp_path)["error"].to_list() == ["RuntimeError: no"] * 2
+    epochs = results.read_epochs(tmp_path)
+    assert len(epochs) == 0
+    assert {key: epochs.schema[key] for key in EPOCHS} == EPOCHS
+
+
+def test_tables_of_several_parts_are_read_as_one(tmp_path: Path) -> None:
+    for number in range(2):
+        results.compact(write(tmp_path / str(number), fake_run.arm(number, {})))
+    part = tmp_path / "1" / "results" / "arms" / "part-0.parquet"
+    part.rename(tmp_path / "0" / "results" / "arms" / "part-1.parquet")
+    assert results.read_arms(tmp_path / "0")["number"].to_list() == [0, 1]
+
+
+def test_missing_and_damaged_tables_are_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no results/arms/\*\.parquet; run `comkd-ray tune` first"):
+        results.read_arms(tmp_path)
+    with pytest.raises(UserError, match="no results/epochs"):
+        results.read_epochs(tmp_path)
+    folder = tmp_path / "results" / "arms"
+    folder.mkdir(parents=True)
+    (folder / "part-0.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="results/arms: cannot be read"):
+        results.read_arms(tmp_path)
+
+
+def test_the_short_records_of_these_tests_are_records(tmp_path: Path) -> None:
+    one = outer.record("abc", 40.0)
+    results.write_record(tmp_path, one["arm"], one["epochs"])
+    assert results.read_records(tmp_path, "abc")["abc"] == json.loads(json.dumps(one))
