@@ -118,13 +118,13 @@ def _build(
     for slot, view in enumerate(views):
         for first in range(0, len(rows), BATCH):
             images = rows[first : first + BATCH]
-            encoded = encode(images, view)
+            encoded = encode(images, view).half()
             if not bool(encoded.isfinite().all()):
                 raise UserError(f"bank: the tower gives NaN or infinity for image {images[0]}, view {view}")
             if features is None:
                 shape = (len(views), len(rows), encoded.shape[1])
                 features = _create(unfinished / "features.npy", shape)
-            features[slot, first : first + len(images)] = encoded.half().cpu().numpy()
+            features[slot, first : first + len(images)] = encoded.cpu().numpy()
             done += len(images)
             progress("bank", done, total)
     assert features is not None
@@ -132,7 +132,7 @@ def _build(
     np.save(unfinished / "rows.npy", rows)
     card = {
         "shape": features.shape,
-        "crc32": _checksum(features),
+        "crc32": _checksum(features, rows),
         "seconds_per_image": (time.perf_counter() - start) / total,
     }
     (unfinished / "card.json").write_text(json.dumps(card), encoding="utf-8")
@@ -153,16 +153,16 @@ def _read(folder: Path) -> Bank | None:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         features = np.load(folder / "features.npy", mmap_mode="c")
         rows = np.load(folder / "rows.npy")
-    except (OSError, ValueError):
+        if list(features.shape) != card["shape"] or _checksum(features, rows) != card["crc32"]:
+            return None
+        return Bank(features, rows, folder.name, float(card["seconds_per_image"]))
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
-    if list(features.shape) != card["shape"] or _checksum(features) != card["crc32"]:
-        return None
-    return Bank(features, rows, folder.name, float(card["seconds_per_image"]))
 
 
-def _checksum(features: NDArray[np.float16]) -> int:
+def _checksum(features: NDArray[np.float16], rows: NDArray[np.int64]) -> int:
     """CRC-32 of all bytes, view by view, so that memory holds one view at most."""
-    value = 0
+    value = zlib.crc32(np.ascontiguousarray(rows).tobytes())
     for view in features:
         value = zlib.crc32(np.ascontiguousarray(view).tobytes(), value)
     return value

@@ -66,7 +66,7 @@ class Knobs:
             per_arm([s.loss.temperature for s in studies], device),
             per_arm([s.loss.kd_weight for s in studies], device),
             per_arm(align, device),
-            any(weight > 0 for weight in align),
+            any(s.student.ifalign for s in studies),
         )
 
 
@@ -90,6 +90,8 @@ class Cohort:
             per_arm([arm.study.train.weight_decay for arm in arms], self.device),
         )
         self.history: dict[str, list[Row]] = {arm.arm: [] for arm in arms}
+        self.best: dict[str, dict[str, Tensor]] = {}
+        """State of each arm at its best epoch by validation."""
         photographs = material.photographs
         self.train_images = photographs.part(TRAIN)
         self.base = photographs.base
@@ -223,9 +225,12 @@ class Cohort:
         return rows
 
     def charge(self, rows: list[Row], seconds: float) -> None:
-        """Share the wall time of an epoch among the arms that ran it, and keep their rows."""
-        for row in rows:
+        """Share the wall time of an epoch among the arms that ran it; keep their rows and best states."""
+        for index, row in enumerate(rows):
             row["seconds"] = seconds / len(rows)
+            earlier = [one[METRIC] for one in self.history[row["arm"]]]
+            if row["loss"] is not None and row[METRIC] > max(earlier, default=-1.0):
+                self.best[row["arm"]] = self.student.state(index)
             self.history[row["arm"]].append(row)
 
     def weaker(self, values: dict[str, float], enough: float) -> list[str]:

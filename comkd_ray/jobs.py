@@ -22,6 +22,7 @@ from comkd_ray.progress import Meter
 from comkd_ray.results import Row, read_records, write_atomic, write_record
 from comkd_ray.search_space import Overrides
 from comkd_ray.train import Ended, EpochReport, Share, fit
+from comkd_ray.weights import save_student
 
 SCALARS = ("student.ifalign", "student.edu_attention", "student.attention_scale")
 SHAPING = ("student.", "train.batch_size", "train.epochs")
@@ -113,7 +114,7 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
     ]
     groups = partition(arms)
     for index, group in enumerate(groups):
-        recorder = _Recorder(job, study, report, share)
+        recorder = _Recorder(job, study, material.photographs.table.classes, report, share)
         meter = Meter(Path(job.run), f"{job.cohort}.{share.rank}")
         steps = partial(_step, meter, index, len(groups))
         try:
@@ -140,8 +141,10 @@ def _step(meter: Meter, index: int, groups: int, done: int, total: int) -> None:
 class _Recorder:
     """Turns what `fit` says into durable records, then into one small report of the whole group."""
 
-    def __init__(self, job: Job, study: Study, report: Report, share: Share) -> None:
-        self.job, self.study, self.report, self.share = job, study, report, share
+    def __init__(
+        self, job: Job, study: Study, classes: tuple[str, ...], report: Report, share: Share
+    ) -> None:
+        self.job, self.study, self.classes, self.report, self.share = job, study, classes, report, share
         self.ended: set[str] = set()
 
     def epoch(self, epoch: EpochReport) -> None:
@@ -166,8 +169,11 @@ class _Recorder:
     def write(self, ended: Ended) -> None:
         """Add what the order says of the arm, and store its record for good."""
         asked = next(one for one in self.job.arms if one.arm == ended.arm["arm"])
-        row = ended.arm | asked_columns(self.study, self.job.cohort, asked)
-        write_record(Path(self.job.run), row, ended.epochs)
+        run, row = Path(self.job.run), ended.arm | asked_columns(self.study, self.job.cohort, asked)
+        if ended.state is not None:
+            study = study_file.resolve(self.study, asked.overrides)
+            save_student(run, asked.arm, study, ended.state, self.classes)
+        write_record(run, row, ended.epochs)
         self.ended.add(asked.arm)
 
 

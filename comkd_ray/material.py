@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from comkd_ray.data.splits import base_count
 from comkd_ray.errors import UserError
 from comkd_ray.models import Clip, asset_path, default_device, load_clip
 from comkd_ray.results import write_atomic
+from comkd_ray.study_file import digest
 
 METHOD = 1
 """Raised when a change alters an arm's numbers: part of every arm's identity."""
@@ -46,6 +48,13 @@ class Photographs:
     def labels(self) -> NDArray[np.int64]:
         """Class of every image; only `part` may say who sees it."""
         return self.table.labels
+
+    @property
+    def digest(self) -> str:
+        """Identity of the images with their classes and parts: what every number hangs on."""
+        table = self.table
+        parts = table.classes, table.labels.tolist(), table.parts.tolist()
+        return digest(self.store.digest, self.template, *parts)
 
     def part(self, part: int) -> NDArray[np.int64]:
         """Images of one part, ascending."""
@@ -142,10 +151,10 @@ def read_card(run: Path) -> Card:
     path = run / "material.json"
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        banks = card.pop("student_banks")
+        return Card(**card, student_banks=tuple(banks) if banks else None)
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: missing or damaged; the same command makes it again") from None
-    banks = card.pop("student_banks")
-    return Card(**card, student_banks=tuple(banks) if banks else None)
 
 
 def read_teacher(cache: Path, key: str, device: torch.device) -> TunedTeacher:
@@ -154,7 +163,7 @@ def read_teacher(cache: Path, key: str, device: torch.device) -> TunedTeacher:
     try:
         tensors = load_file(folder / "teacher.safetensors", device=str(device))
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, SafetensorError):
         raise UserError(f"{folder}: missing or damaged; the same command makes it again") from None
     return TunedTeacher(key, tensors.get("visual"), tensors["text_features"], card)
 
@@ -162,8 +171,8 @@ def read_teacher(cache: Path, key: str, device: torch.device) -> TunedTeacher:
 def open_material(study: Study, card: Card, cache: Path) -> Material:
     """Open what `prepare` left. UserError if the data changed since, or a part is missing."""
     photographs = open_photographs(study, cache, lambda *_: None)
-    if photographs.store.digest != card.data:
-        raise UserError(f"{study.data.root}: the photographs changed since this study began")
+    if photographs.digest != card.data:
+        raise UserError(f"{study.data.root}: images, classes or parts changed since this study began")
     device = default_device()
     banks = card.student_banks
     return Material(

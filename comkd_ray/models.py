@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +16,14 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from comkd_ray.config import Tower
 from comkd_ray.errors import UserError
 from comkd_ray.study_file import ASSETS
+
+_LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError)
 
 
 def asset_path(path: str) -> Path:
@@ -124,6 +128,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
     import open_clip
 
     name = _model_name(tower.model)
+    _check_pretrained(tower, name)
     pretrained = str(asset_path(tower.pretrained)) if tower.pretrained else None
     with _clear_errors(tower):
         model = open_clip.create_model(
@@ -132,7 +137,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
             precision="fp32",
             device="cpu",
             force_image_size=tower.image_size if not name.startswith("local-dir:") else None,
-            require_pretrained=not name.startswith("local-dir:") and pretrained is not None,
+            require_pretrained=True,  # else open_clip only warns, and the weights are random
         )
         tokenize = open_clip.get_tokenizer(name)
     preprocess = open_clip.get_model_preprocess_cfg(model)
@@ -159,16 +164,28 @@ def _model_name(model: str) -> str:
     raise UserError(f"{model}: no model of open_clip has this name; {hint}")
 
 
+def _check_pretrained(tower: Tower, name: str) -> None:
+    """A bare architecture needs weights; a folder or a hub model has its own, and would ignore others."""
+    import open_clip
+
+    carries = name.startswith(("local-dir:", "hf-hub:"))
+    if carries and tower.pretrained:
+        raise UserError(f"{tower.model}: it carries its weights; leave out pretrained: {tower.pretrained}")
+    if not carries and not tower.pretrained:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none is known"
+        raise UserError(f"{tower.model}: pretrained: which weights? A file, or a tag of open_clip: {tags}")
+
+
 @contextlib.contextmanager
 def _clear_errors(tower: Tower) -> Iterator[None]:
     """open_clip's ways to fail, in one line: no such weights, other architecture, no network."""
     where = f"{tower.model}, pretrained: {tower.pretrained}"
     try:
         yield
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()
-        raise UserError(f"{where}: the weights do not fit this architecture: {first[-1].strip()}") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (*_LOAD_ERRORS, SafetensorError, pickle.UnpicklingError) as error:
+        if "state_dict" in str(error):
+            last = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"{where}: the weights do not fit this architecture: {last}") from None
         raise UserError(f"{where}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
 
 

@@ -123,11 +123,11 @@ class _Preparation:
         if not has_visual_prompts(self.study.student, self.student):
             own = self.bank(self.student, None, self.student.digest, train, views).key, student_center.key
         identity = digest(
-            METHOD, photographs.store.digest, tuned.key, train_bank.key, val_bank.key, self.student.digest
+            METHOD, photographs.digest, tuned.key, train_bank.key, val_bank.key, self.student.digest
         )
         return Card(
             identity,
-            photographs.store.digest,
+            photographs.digest,
             tuned.key,
             train_bank.key,
             val_bank.key,
@@ -169,8 +169,9 @@ class _Preparation:
             bank = center if view == CENTER else frozen
             return bank.take(0 if view == CENTER else view - 1, images, self.teacher.device)
 
-        seen = [config.model_dump(exclude={"model", "pretrained"}), shots.images.tolist(), len(views)]
-        key = digest(METHOD, self.teacher.digest, self.photographs.store.digest, *seen)
+        seen = [config.model_dump(exclude={"model", "pretrained"}), shots.images.tolist()]
+        seen.append(min(len(views), config.epochs))  # it sees no further view
+        key = digest(METHOD, self.teacher.digest, self.photographs.digest, *seen)
         templates = imagenet_templates()
 
         def fit() -> TunedTeacher:

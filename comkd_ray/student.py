@@ -99,6 +99,20 @@ class StudentCohort(nn.Module):
         self.edu_attention, self.scale = self.edu_attention[arms], self.scale[arms]
         self.any_attention = bool(self.edu_attention.any())
 
+    def state(self, index: int) -> dict[str, Tensor]:
+        """One arm's tensors on the CPU, the teacher's text features `[C, D]` included."""
+        every = {**self.tensors, **{f"running.{name}": t for name, t in self.running.items()}}
+        return {name: t[index].detach().cpu().clone() for name, t in every.items()} | {
+            "text": self.text.cpu()
+        }
+
+    @torch.no_grad()
+    def load_state(self, index: int, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave, the text features apart; a missing tensor is a KeyError."""
+        every = {**self.tensors, **{f"running.{name}": t for name, t in self.running.items()}}
+        for name, tensor in every.items():
+            tensor[index] = state[name]
+
     def encode(self, inputs: Tensor) -> Tensor:
         """Tower features `[A or 1, B, D_s]`, not normalised.
 

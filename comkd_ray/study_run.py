@@ -27,8 +27,10 @@ from comkd_ray.material import Card, open_photographs, read_card
 from comkd_ray.optuna_search import METRIC, OptunaArms
 from comkd_ray.progress import Screen, Watch
 from comkd_ray.results import Row
+from comkd_ray.weights import keep_students
 
 MEMORY_EVERY = 5.0  # seconds between two looks at memory
+KEPT_STUDENTS = 3  # best arms whose weights stay on disk
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ class _Run:
 
     def finish(self) -> Outcome:
         """Compact, describe, report. What ended is safe whatever happens here."""
+        if not (self.run / "study.yaml").exists():
+            raise KeyboardInterrupt  # interrupted before anything was written
         records = results.read_records(self.run)
         rows = [record["arm"] for record in records.values()]
         shutil.rmtree(self.run / "ray", ignore_errors=True)  # Tune's own state is never read again
@@ -219,7 +223,9 @@ class _Run:
             results.compact(self.run)
             report.build(self.run)
         complete = [row for row in rows if row["status"] == "complete"]
-        best = max(complete, key=lambda row: (row[METRIC], row["arm"]), default=None)
+        ranked = sorted(complete, key=lambda row: (row[METRIC], row["arm"]), reverse=True)
+        keep_students(self.run, [row["arm"] for row in ranked[:KEPT_STUDENTS]])
+        best = ranked[0] if ranked else None
         failed = sum(row["status"] == "failed" for row in rows)
         left = self.searcher.total - len(rows) if self.searcher else 1
         return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)

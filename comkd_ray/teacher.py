@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from comkd_ray.config import Teacher
+from comkd_ray.errors import UserError
 from comkd_ray.losses import normalize, per_arm, teacher_losses
 from comkd_ray.material import TunedTeacher, read_teacher
 from comkd_ray.models import Clip, autocast
@@ -73,7 +74,9 @@ def build_teacher(
     folder = cache / "teachers" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder / "card.json").is_file():
+        try:
+            return read_teacher(cache, key, device)
+        except UserError:  # missing or damaged
             _store(fit(), folder)
     return read_teacher(cache, key, device)
 
@@ -132,6 +135,8 @@ def fit_teacher(
         if accuracy > best[0]:
             best = (accuracy, epoch, {name: t.detach().clone() for name, t in parameters.items()})
         progress("teacher", epoch, config.epochs)
+    if best[1] == 0:
+        raise UserError("teacher: its features are not finite in any epoch; lower teacher.lr or its weights")
     return _finish(key, config, clip, best, prompt.tokens)
 
 
@@ -184,7 +189,7 @@ def _loss(
 def _val_accuracy(
     clip: Clip, shots: FewShots, parameters: dict[str, Tensor], tokens: Tensor, encode: Encoder
 ) -> float:
-    """Percent of base validation images that the prompted teacher names rightly."""
+    """Percent of base validation images that the prompted teacher names rightly; -1 if it diverged."""
     text = normalize(encode_text_prompted(clip, tokens[: shots.base], parameters["text"][0]).float())
     image = torch.cat(
         [
@@ -192,5 +197,7 @@ def _val_accuracy(
             for k in range(0, len(shots.val_images), 64)
         ]
     )
+    if not bool(text.isfinite().all() and image.isfinite().all()):
+        return -1.0
     labels = torch.from_numpy(shots.val_labels).to(clip.device)
     return 100 * float(((image @ text.T).argmax(-1) == labels).double().mean())

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from comkd_ray.cohort import METRIC, Arm, Cohort, Meter
 from comkd_ray.config import Halving
 from comkd_ray.material import Material
@@ -28,6 +30,8 @@ class Ended:
 
     arm: Row
     epochs: list[Row]
+    state: dict[str, Tensor] | None = None
+    """Its trained tensors at its best epoch; None for an arm that is not complete."""
 
 
 @dataclass
@@ -78,7 +82,10 @@ def fit(
             leaving |= dict.fromkeys(cohort.weaker(values, enough), "pruned")
         if epoch == epochs:
             leaving = {arm.arm: leaving.get(arm.arm, "complete") for arm in cohort.arms}
-        ended = [Ended(*cohort.record(arm, status)) for arm, status in leaving.items()]
+        ended = [
+            Ended(*cohort.record(arm, status), cohort.best.get(arm) if status == "complete" else None)
+            for arm, status in leaving.items()
+        ]
         cohort.leave(leaving)
         report(EpochReport(epoch, rows, ended))
 

@@ -130,7 +130,9 @@ def start(words: list[str], cache: Path, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def comkd(words: list[str], cache: Path, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def comkd(
+    words: list[str], cache: Path, folder: Path, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """`comkd-ray WORDS` to its end."""
     process = start(words, cache, folder)
     try:

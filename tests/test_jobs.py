@@ -109,7 +109,10 @@ def test_an_arm_is_what_has_an_effect_on_its_numbers(
 def test_an_arm_does_not_hang_on_how_it_was_searched_and_where_it_ran(tmp_path: Path) -> None:
     plain = outer.study(tmp_path)
     other = outer.study(
-        tmp_path, outer.tpe(9, halving=HALVING), compute={"cpus": 4, "workers": 2}, data={"root": "/elsewhere"}
+        tmp_path,
+        outer.tpe(9, halving=HALVING),
+        compute={"cpus": 4, "workers": 2},
+        data={"root": "/elsewhere"},
     )
     assert jobs.arm_identity("m", plain) == jobs.arm_identity("m", other.model_copy(update={"note": "other"}))
 
@@ -252,9 +255,7 @@ def test_an_error_ends_the_arms_it_hit_and_no_others(
     assert results.read_arms(run)["epochs_done"].to_list() == [1, 0, 2]
 
 
-def test_a_long_error_is_cut(
-    order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_error_is_cut(order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken_fit(*_: Any) -> None:
         raise ValueError("x" * 9000)
 
@@ -285,10 +286,8 @@ def test_an_arm_whose_loss_is_not_finite_fails_and_the_others_go_on(
     assert results.compact(run) == 2
 
 
-def test_a_study_that_changed_its_photographs_is_refused(
-    order: Callable[..., Job], run: Path
-) -> None:
+def test_a_study_that_changed_its_photographs_is_refused(order: Callable[..., Job], run: Path) -> None:
     card = json.loads((run / "material.json").read_text())
     (run / "material.json").write_text(json.dumps(card | {"data": "other"}))
-    with pytest.raises(UserError, match="the photographs changed since this study began"):
+    with pytest.raises(UserError, match="changed since this study began"):
         carry_out(order({}))

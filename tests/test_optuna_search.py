@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -361,7 +360,7 @@ def test_a_line_torn_by_the_crash_itself_is_cut_off(tmp_path: Path) -> None:
 def test_a_lock_left_by_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     ask(opened(tmp_path))
     journal = tmp_path / "optuna.journal"
-    os.symlink(journal, f"{journal}.lock")
+    Path(f"{journal}.lock").symlink_to(journal)
     (tmp_path / "optuna.journal.lock.rename").touch()
     arms = opened(tmp_path)
     ask(arms)

@@ -1,0 +1,405 @@
+"""The command line: what it says for help, and how every mistake ends before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fake_run
+import outer
+import pytest
+from click.testing import CliRunner, Result
+
+from comkd_ray import cli, cluster, results
+
+Tree = dict[str, Any]
+SPLIT = "split_zhou_Caltech101.json"
+HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True); "
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return outer.world(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache and a working folder of the test's own; what a command does to the process is undone."""
+
+    def reached(*_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "connect", reached)
+    os.environ["COMKD_CACHE"] = str(tmp_path / "cache")
+    with warnings.catch_warnings():
+        yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+class Tune(NamedTuple):
+    """How `comkd-ray -q tune` ended."""
+
+    result: Result
+    run: Path
+
+    @property
+    def refusal(self) -> str:
+        """The one line on stderr of a run that was refused and wrote nothing to stdout."""
+        assert self.result.exit_code == 2, (self.result.output, self.result.exception)
+        assert self.result.stdout == ""
+        assert self.result.stderr.startswith("comkd-ray: ")
+        assert self.result.stderr.count("\n") == 1
+        return self.result.stderr
+
+
+@pytest.fixture
+def tune(world: Path, tmp_path: Path) -> Callable[..., Tune]:
+    """Run the tiny study with settings and flags, up to where Ray would start."""
+
+    def tune(*words: str, content: Tree | None = None) -> Tune:
+        path = outer.write_yaml(tmp_path / "tiny.yaml", content or outer.tree(world))
+        command = ["tune", str(path), "--quiet", "--reports", str(tmp_path / "reports"), *words]
+        return Tune(CliRunner().invoke(cli.main, command), tmp_path / "reports" / "tiny")
+
+    return tune
+
+
+def began(run: Path, world: Path) -> Path:
+    """A run directory whose study has begun."""
+    run.mkdir(parents=True)
+    outer.write_yaml(run / "study.yaml", outer.tree(world))
+    return run
+
+
+# Help -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_the_commands_with_examples(flag: str) -> None:
+    result = CliRunner().invoke(cli.main, [flag])
+    assert result.exit_code == 0
+    commands = result.output.partition("Commands:")[2].split()
+    assert {"tune", "report"} <= set(commands)
+    assert "comkd-ray tune STUDY.yaml --resume" in result.output
+    assert "130 interrupted" in result.output
+
+
+@pytest.mark.parametrize("command", sorted(cli.main.commands))
+def test_every_command_and_option_says_what_it_does(command: str) -> None:
+    result = CliRunner().invoke(cli.main, [command, "--help"])
+    assert result.exit_code == 0
+    one = cli.main.commands[command]
+    assert one.help
+    options = [option for option in one.params if option.param_type_name == "option"]
+    assert [option.name for option in options if not getattr(option, "help", None)] == []
+
+
+def test_the_version_is_the_packages(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.main, ["--version"])
+    assert result.output == f"comkd-ray, version {cli.__version__}\n"
+
+
+def test_it_runs_as_a_program(tmp_path: Path) -> None:
+    done = outer.comkd(["--help"], tmp_path / "cache", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["tun"], ["tune", "--reusme"], ["tune", "a.yaml", "b.yaml"], ["report"]])
+def test_a_mistyped_command_is_bad_input(words: list[str]) -> None:
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+# The study file ---------------------------------------------------------------------------------
+
+
+def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.main, ["tune", "none.yaml"])
+    refusal = Tune(result, tmp_path / "reports").refusal
+    assert refusal.startswith("comkd-ray: none.yaml: cannot be read")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.epcohs=3", "train.epcohs: unknown key; did you mean 'epochs'?"),
+        ("train.epochs=many", "train.epochs: input should be a valid integer"),
+        ("train.epochs", "--set train.epochs: expected KEY=VALUE"),
+        ("student.model=ViT-B-33", "ViT-B-33: no model of open_clip has this name; did you mean ViT-B-3"),
+        ("teacher.model=ViT-B-32", "ViT-B-32: pretrained: which weights? A file, or a tag of open_clip"),
+        ("student.model=local-dir:none", "local-dir:none: no open_clip_config.json in none"),
+        ("student.model=assets:none", "assets:none: no open_clip_config.json"),
+        ("student.prompt_depth=9", "student.prompt_depth: "),
+        ("teacher.text_prompt_depth=9", "teacher.text_prompt_depth: "),
+        ("student.image_size=64", "image_size"),
+        ("data.root=none", "none: no such folder; data.root must be the folder of the data set"),
+        ("data.dataset=caltech101", f"{SPLIT}: no such split file"),
+        ("data.shots=6", "training images, data.shots asks for 6"),
+        ("train.batch_size=21", "20 training images, fewer than train.batch_size: 21"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused(tune: Callable[..., Tune], setting: str, words: str) -> None:
+    ended = tune("--set", setting)
+    assert words in ended.refusal
+    assert not ended.run.exists()
+
+
+# Weights ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["other architecture", "truncated", "none"])
+def test_weights_that_do_not_fit_are_refused(
+    tune: Callable[..., Tune], world: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = shutil.copytree(world / "student", tmp_path / "student")
+    weights = folder / "open_clip_model.safetensors"
+    if damage == "none":
+        weights.unlink()
+    elif damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:100_000])
+    else:
+        shutil.copy(world / "teacher" / weights.name, weights)
+    ended = tune("--set", f"student.model=local-dir:{folder}")
+    assert f"local-dir:{folder}" in ended.refusal
+    assert not ended.run.exists()
+
+
+# Photographs ------------------------------------------------------------------------------------
+
+
+def parts(root: Path) -> Path:
+    for part in ("train", "test"):
+        outer.photographs(root / part)
+    return root
+
+
+def truncate(image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:60])
+
+
+def one_class(root: Path) -> None:
+    outer.photographs(root, classes=outer.CLASSES[:1])
+
+
+def no_class(root: Path) -> None:
+    root.mkdir()
+
+
+def empty_class(root: Path) -> None:
+    (outer.photographs(root) / "fig").mkdir()
+
+
+def few_images(root: Path) -> None:
+    outer.photographs(root, images=2)
+
+
+def class_missing_in_test(root: Path) -> None:
+    shutil.rmtree(parts(root) / "test" / "cherry")
+
+
+def class_missing_in_train(root: Path) -> None:
+    shutil.rmtree(parts(root) / "train" / "cherry")
+
+
+def broken_image(root: Path) -> None:
+    truncate(outer.photographs(root) / "berry" / "03.png")
+
+
+def text_as_image(root: Path) -> None:
+    (outer.photographs(root) / "berry" / "03.png").write_text("<html>not found</html>")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (one_class, "only one class; a classifier needs at least two"),
+        (no_class, "no class folders; expected root/<class>/<image>"),
+        (empty_class, "fig: no images; add some or remove the class"),
+        (few_images, "class 'apple' has 2 images, 3 are needed"),
+        (class_missing_in_test, "test/cherry: no such folder; each class of train has one"),
+        (class_missing_in_train, "test/cherry: class is not in train"),
+        (broken_image, "03.png"),
+        (text_as_image, "03.png"),
+    ],
+)
+def test_photographs_that_cannot_work_are_refused(
+    tune: Callable[..., Tune], tmp_path: Path, make: Callable[[Path], None], words: str
+) -> None:
+    make(tmp_path / "photographs")
+    ended = tune("--set", f"data.root={tmp_path / 'photographs'}")
+    assert words in ended.refusal
+    assert not ended.run.exists()
+    assert not list(tmp_path.glob("cache/pixels/*/store.json"))
+
+
+def test_a_truncated_jpeg_is_refused_or_left_out_as_the_study_says(
+    tune: Callable[..., Tune], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    root = outer.photographs(tmp_path / "photographs", images=12)
+    image = root / "berry" / "03.jpg"
+    Image.open(root / "berry" / "03.png").save(image)
+    (root / "berry" / "03.png").unlink()
+    truncate(image)
+    settings = ("--set", f"data.root={root}")
+    assert "berry/03.jpg" in tune(*settings).refusal
+    left_out = tune(*settings, "--set", "data.skip_broken=true")
+    assert isinstance(left_out.result.exception, AssertionError)
+    assert str(left_out.result.exception) == "Ray was started"
+
+
+def listed(root: Path, **change: list[list[object]]) -> Path:
+    """A data set in CoOp's layout; `change` replaces lists of its split file."""
+    images = root / "101_ObjectCategories"
+    outer.photographs(images, images=6)
+    places = {"train": (0, 1, 2), "val": (3,), "test": (4, 5)}
+    split: Tree = {
+        part: [
+            [f"{name}/{n:02}.png", label, name] for label, name in enumerate(outer.CLASSES) for n in numbers
+        ]
+        for part, numbers in places.items()
+    }
+    (root / SPLIT).write_text(json.dumps(split | {key: split[key] + rows for key, rows in change.items()}))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (["apple/99.png", 0, "apple"], "1 of 25 listed images are missing, the first is"),
+        (["../../secret.png", 0, "apple"], "leaves the image folder; paths must stay inside it"),
+        (["/etc/passwd", 0, "apple"], "leaves the image folder; paths must stay inside it"),
+        (["apple/00.png", 0, "apple"], "keep it in one"),
+    ],
+)
+def test_a_split_file_that_names_other_files_is_refused(
+    tune: Callable[..., Tune], tmp_path: Path, row: list[object], words: str
+) -> None:
+    root = listed(tmp_path / "set", test=[row])
+    ended = tune("--set", f"data.root={root}", "--set", "data.dataset=caltech101")
+    assert words in ended.refusal
+    assert not ended.run.exists()
+
+
+def test_a_full_disk_is_noticed_before_decoding(
+    tune: Callable[..., Tune], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100_000, 99_000, 1_000))
+    ended = tune()
+    assert "the decoded images need 122,880 bytes, 1,000 are free" in ended.refusal
+    assert "COMKD_CACHE" in ended.refusal
+    assert not ended.run.exists()
+    assert not list(tmp_path.glob("cache/pixels/*/*"))
+
+
+# Run directories --------------------------------------------------------------------------------
+
+
+def test_a_study_that_has_begun_is_not_begun_again(
+    tune: Callable[..., Tune], world: Path, tmp_path: Path
+) -> None:
+    run = began(tmp_path / "reports" / "tiny", world)
+    before = (run / "study.yaml").read_bytes()
+    assert "this study has begun; add --resume to go on, or --set study=NAME" in tune().refusal
+    assert [path.name for path in run.iterdir()] == ["study.yaml"]
+    assert (run / "study.yaml").read_bytes() == before
+
+
+def test_results_without_a_study_file_are_not_overwritten(tune: Callable[..., Tune], tmp_path: Path) -> None:
+    run = tmp_path / "reports" / "tiny"
+    results.write_record(run, *fake_run.arm(0, {}))
+    results.compact(run)
+    assert "this study has begun" in tune().refusal
+
+
+def test_where_nothing_has_begun_nothing_is_resumed(tune: Callable[..., Tune]) -> None:
+    ended = tune("--resume")
+    assert "nothing to resume here; run without --resume" in ended.refusal
+    assert not ended.run.exists()
+
+
+def test_a_sample_report_is_nothing_to_resume(tune: Callable[..., Tune], world: Path, tmp_path: Path) -> None:
+    run = began(tmp_path / "reports" / "tiny", world)
+    (run / "provenance.json").write_text(json.dumps({"sample": True}))
+    assert "nothing to resume here" in tune("--resume").refusal
+    passed = tune()
+    assert str(passed.result.exception) == "Ray was started"
+    assert (run / "study.yaml").exists()
+
+
+def test_a_study_that_changed_is_not_resumed_and_the_keys_are_named(
+    tune: Callable[..., Tune], world: Path, tmp_path: Path
+) -> None:
+    began(tmp_path / "reports" / "tiny", world)
+    settings = ("--set", "train.lr=0.5", "--set", "data.shots=1", "--set", "compute.cpus=2")
+    refusal = tune("--resume", *settings).refusal
+    assert refusal.endswith("--resume goes on with the same study, but data.shots, train.lr changed\n")
+
+
+@pytest.mark.parametrize("setting", ["compute.cpus=2", "note=other", "search.arms_per_trial=4"])
+def test_what_does_not_change_the_search_may_change_on_the_way(
+    tune: Callable[..., Tune], world: Path, tmp_path: Path, setting: str
+) -> None:
+    began(tmp_path / "reports" / "tiny", world)
+    assert str(tune("--resume", "--set", setting).result.exception) == "Ray was started"
+
+
+def test_two_processes_never_work_on_one_study(tune: Callable[..., Tune], tmp_path: Path) -> None:
+    lock = tmp_path / "reports" / ".tiny.lock"
+    lock.parent.mkdir()
+    words = [sys.executable, "-c", HOLD + "time.sleep(600)", str(lock)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            ended = tune()
+            assert "another comkd-ray works on this study" in ended.refusal
+            assert not ended.run.exists()
+        finally:
+            holder.kill()
+    assert str(tune().result.exception) == "Ray was started"
+
+
+def test_ctrl_c_before_the_search_ends_with_130_and_leaves_nothing(
+    tune: Callable[..., Tune], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "connect", interrupted)
+    ended = tune()
+    assert ended.result.exit_code == 130
+    assert not ended.run.exists()
+
+
+# Reports ----------------------------------------------------------------------------------------
+
+
+def test_a_report_is_rebuilt_from_the_results_alone(tmp_path: Path) -> None:
+    tree = fake_run.study_tree(fake_run.SPACE)
+    run = fake_run.write(tmp_path / "run", fake_run.searched_arms(), tree, fake_run.provenance())
+    shutil.rmtree(run / "records", ignore_errors=True)
+    result = CliRunner().invoke(cli.main, ["report", str(run)])
+    assert (result.exit_code, result.output) == (0, f"{run / 'report.html'}\n")
+    assert (run / "report.html").stat().st_size > 100_000
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    result = CliRunner().invoke(cli.main, ["report", str(tmp_path / "run")])
+    assert "run `comkd-ray tune` first" in Tune(result, tmp_path).refusal
+    assert CliRunner().invoke(cli.main, ["report", "nowhere"]).exit_code == 2
