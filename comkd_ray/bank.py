@@ -120,7 +120,8 @@ def _build(
             images = rows[first : first + BATCH]
             encoded = encode(images, view).half()
             if not bool(encoded.isfinite().all()):
-                raise UserError(f"bank: the tower gives NaN or infinity for image {images[0]}, view {view}")
+                where = f"image {images[0]}, view {view}"
+                raise UserError(f"bank: the tower gives NaN, or more than float16 holds: {where}")
             if features is None:
                 shape = (len(views), len(rows), encoded.shape[1])
                 features = _create(unfinished / "features.npy", shape)

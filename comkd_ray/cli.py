@@ -126,9 +126,16 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--markdown", is_flag=True, help="Print the tables as Markdown instead.")
 @_plain_errors
-def report(run: Path) -> None:
+def report(run: Path, markdown: bool) -> None:
     """Rebuild RUN/report.html from RUN/results alone."""
+    if markdown:
+        from comkd_ray.markdown import tables
+        from comkd_ray.results import read_arms
+
+        click.echo(tables(read_arms(run)))
+        return
     from comkd_ray.report import build
 
     click.echo(build(run))

@@ -104,7 +104,8 @@ class _Run:
         signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         try:
             with cluster.connect(address, self.verbose):
-                cluster.check_storage(self.run.parent)
+                for shared in (self.run.parent, self.cache):
+                    cluster.check_storage(shared)
                 slots = cluster.trial_slots(self.study.compute)
                 self.begin(resume)
                 with Watch(self.look):
