@@ -121,7 +121,7 @@ def _build(
             encoded = encode(images, view).half()
             if not bool(encoded.isfinite().all()):
                 where = f"image {images[0]}, view {view}"
-                raise UserError(f"bank: the tower gives NaN, or more than float16 holds: {where}")
+                raise UserError(f"bank: the tower gives NaN or infinity for {where} (in float16)")
             if features is None:
                 shape = (len(views), len(rows), encoded.shape[1])
                 features = _create(unfinished / "features.npy", shape)
