@@ -25,7 +25,7 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the controller's next look
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # compute.gpus: 0 means no GPU, also where one is
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own swallows Ctrl-C and returns as if it were done
 }
@@ -34,7 +34,7 @@ LOCAL = {
     "RAY_AUTH_MODE": "token",
 }
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it
-DRIVER_CPUS = 0.01  # of a trial that only waits for its own worker group
+DRIVER = {"memory": 1}  # of a trial that waits for its group, which may need every CPU of the node
 
 
 def set_environment(address: str | None) -> None:

@@ -152,7 +152,7 @@ class Cohort:
     def _train_inputs(self, batch: Images, slot: int) -> Tensor:
         """What the student's tower starts from, `[S, B, ...]`: tokens, or features never to change."""
         banks = self.material.student_banks
-        if banks is not None:
+        if banks is not None and "visual" not in self.student.tensors:
             return banks[0].take(slot, batch.ravel(), self.device).unflatten(0, batch.shape)
         return self._embed(batch.ravel(), slot + 1).unflatten(0, batch.shape)
 
@@ -196,7 +196,7 @@ class Cohort:
 
     def _eval_inputs(self, images: Images) -> Tensor:
         banks = self.material.student_banks
-        if banks is not None:
+        if banks is not None and "visual" not in self.student.tensors:
             return banks[1].take(0, images, self.device)[None]
         return self._embed(images, CENTER)[None]
 

@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 
 from comkd_ray.search_space import Dimension, Scalar, Section
 
+SEEDS = 2**31
+
 
 class Data(Section):
     """Which images, cut into which parts."""
@@ -26,7 +28,7 @@ class Data(Section):
     """Labelled images a base class that the teacher learns from."""
     views: int | Literal["epochs"] = "epochs"
     """Seeded augmentations an image; `epochs` gives every epoch its own, as online training does."""
-    split_seed: int = Field(1, ge=0)
+    split_seed: int = Field(1, ge=0, lt=SEEDS)
     """Draws the few shots, and the parts of a folder that comes without them."""
     skip_broken: bool = False
     """Leave out images that cannot be decoded (they are counted) instead of stopping."""
@@ -69,7 +71,7 @@ class Teacher(Tower):
     text_l1_weight: float = Field(25.0, ge=0)
     image_l1_weight: float = Field(10.0, ge=0)
     logit_kl_weight: float = Field(1.0, ge=0)
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=SEEDS)
 
 
 class Student(Tower):
@@ -121,7 +123,7 @@ class Train(Section):
     """Constant rate of the first epoch (3.4)."""
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=SEEDS)
     """Draws the initial prompts and layers and the order of the images."""
 
 
@@ -142,7 +144,7 @@ class Search(Section):
     """Arms trained in lockstep on one frozen backbone: one Tune trial."""
     startup_arms: int = Field(10, ge=0)
     """Arms drawn at random before TPE models the space."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=SEEDS)
     halving: Halving | None = None
     first: tuple[dict[str, Scalar], ...] = ()
     """Arms that are trained before the sampler is asked, as overrides."""

@@ -25,6 +25,7 @@ from comkd_ray.train import Ended, EpochReport, Share, fit
 from comkd_ray.weights import save_student
 
 SCALARS = ("student.ifalign", "student.edu_attention", "student.attention_scale")
+ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
 SHAPING = ("student.", "train.batch_size", "train.epochs")
 CONFIG = ("student.", "loss.", "train.")
 
@@ -78,7 +79,7 @@ def arm_identity(identity: str, study: Study) -> str:
         k: v for k, v in study_file.flatten(study.model_dump(mode="json")).items() if k.startswith(CONFIG)
     }
     if not study.student.edu_attention:
-        config = {k: v for k, v in config.items() if not k.startswith("student.attention_")}
+        config = {k: v for k, v in config.items() if not k.startswith(ATTENTION_ONLY)}
     if not study.student.ifalign:
         config = {k: v for k, v in config.items() if ".align_" not in k}
     return study_file.digest(identity, config)
@@ -106,7 +107,9 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
     job = read_job(path)
     torch.set_num_threads(job.threads)
     study, material = _shared(job.run, job.cache)
-    finished = read_records(Path(job.run))
+    records = read_records(Path(job.run))
+    finished = share.gather({"finished": sorted(records)})[0]["finished"]  # one answer for all
+    history = _with_own(job, records)
     arms = [
         Arm(one.arm, study_file.resolve(study, one.overrides), one.protected)
         for one in job.arms
@@ -118,12 +121,22 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
         meter = Meter(Path(job.run), f"{job.cohort}.{share.rank}")
         steps = partial(_step, meter, index, len(groups))
         try:
-            fit(group, material, recorder.epoch, job.history, share, steps)
+            fit(group, material, recorder.epoch, history, share, steps)
         except (RuntimeError, ValueError, ArithmeticError) as error:
-            if share.size > 1:
-                raise
+            if share.size > 1 or isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+                raise  # no fault of the arm: the process is not to be trusted any more
             recorder.fail(group, error)
     report({"done": True})
+
+
+def _with_own(job: Job, records: dict[str, Row]) -> dict[int, list[float]]:
+    """The order's history, and what arms of this order had at each epoch before a retry."""
+    history = {epoch: list(values) for epoch, values in job.history.items()}
+    for one in job.arms:
+        for row in records.get(one.arm, {}).get("epochs", ()):
+            if row["loss"] is not None:
+                history.setdefault(row["epoch"], []).append(row[METRIC])
+    return history
 
 
 def partition(arms: Sequence[Arm]) -> list[list[Arm]]:
@@ -151,7 +164,7 @@ class _Recorder:
         for one in epoch.ended:
             self.write(one)
         own = {
-            "values": [[row["arm"], row[METRIC]] for row in epoch.rows],
+            "values": [[row["arm"], row[METRIC]] for row in epoch.rows if row["loss"] is not None],
             "ended": [one.arm["arm"] for one in epoch.ended],
         }
         parts = self.share.gather(own)

@@ -6,6 +6,7 @@ cache. Nothing here can run the teacher: its weights are not even loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,6 +77,13 @@ class TunedTeacher:
     text_features: Tensor
     """Unit features of all classes `[C, D]`, encoded with the chosen prompts (PAPER 1.20, 5.3)."""
     card: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the tensors themselves: the same recipe may give others on another machine."""
+        tensors = (self.text_features, *(() if self.visual is None else (self.visual,)))
+        sums = [hashlib.sha256(t.cpu().contiguous().numpy().tobytes()).hexdigest() for t in tensors]
+        return digest(self.key, sums)
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,17 @@ def read_teacher(cache: Path, key: str, device: torch.device) -> TunedTeacher:
     except (OSError, ValueError, SafetensorError):
         raise UserError(f"{folder}: missing or damaged; the same command makes it again") from None
     return TunedTeacher(key, tensors.get("visual"), tensors["text_features"], card)
+
+
+def is_ready(card: Card, cache: Path) -> bool:
+    """Whether the cache still holds every part that a card names, undamaged."""
+    try:
+        read_teacher(cache, card.teacher, torch.device("cpu"))
+        for key in (card.train_bank, card.val_bank, *(card.student_banks or ())):
+            read_bank(cache, key)
+    except UserError:
+        return False
+    return True
 
 
 def open_material(study: Study, card: Card, cache: Path) -> Material:

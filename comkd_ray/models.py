@@ -97,8 +97,11 @@ class Clip:
 
     @cached_property
     def digest(self) -> str:
-        """12 hex digits of all weights and the input size: the identity of this frozen model."""
-        sha = hashlib.sha256(f"{self.image_size} {self.mean} {self.std}".encode())
+        """12 hex digits of weights, architecture, input and precision: what its features hang on."""
+        heads = [part.num_heads for part in self.model.modules() if isinstance(part, nn.MultiheadAttention)]
+        words = self.tokenize(["a photo of a cat."]).tolist()
+        facts = (self.image_size, self.mean, self.std, repr(self.model), heads, words, self.device.type)
+        sha = hashlib.sha256(repr(facts).encode())
         for key, value in sorted(self.model.state_dict().items()):
             sha.update(key.encode())
             sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -136,6 +139,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
             pretrained=pretrained,
             precision="fp32",
             device="cpu",
+            force_quick_gelu=_quick_gelu(name, tower.pretrained),
             force_image_size=tower.image_size if not name.startswith("local-dir:") else None,
             require_pretrained=True,  # else open_clip only warns, and the weights are random
         )
@@ -174,6 +178,14 @@ def _check_pretrained(tower: Tower, name: str) -> None:
     if not carries and not tower.pretrained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none is known"
         raise UserError(f"{tower.model}: pretrained: which weights? A file, or a tag of open_clip: {tags}")
+
+
+def _quick_gelu(name: str, pretrained: str | None) -> bool:
+    """Whether the weights were trained with QuickGELU; open_clip only warns where the name is silent."""
+    import open_clip
+
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
+    return bool(tag and tag.get("quick_gelu"))
 
 
 @contextlib.contextmanager

@@ -190,13 +190,13 @@ class OptunaArms:
                         trial.report(row[METRIC], row["epoch"])
                 self.tell(frozen.number, record)
                 continue
-            trial.set_user_attr("lost", True)
-            self.tell(frozen.number, None)
             params = frozen.system_attrs.get("fixed_params", {}) | frozen.params
-            if params:
+            if params:  # asked again before it is given up: a kill in between loses nothing
                 first = {"first": True} if "first" in frozen.user_attrs else {}
                 self.optuna.enqueue_trial(params, user_attrs={"retry_of": frozen.number, **first})
                 again += 1
+            trial.set_user_attr("lost", True)
+            self.tell(frozen.number, None)
         return again
 
 

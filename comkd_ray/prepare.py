@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from comkd_ray import study_file
 from comkd_ray.bank import CENTER, Bank, build_bank, pixels_of
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.data.pixels import Progress
 from comkd_ray.data.splits import few_shot
+from comkd_ray.errors import UserError
 from comkd_ray.losses import normalize
 from comkd_ray.material import METHOD, Card, Photographs, TunedTeacher, open_photographs
 from comkd_ray.metrics import accuracies, predict, test_scores
@@ -47,7 +49,7 @@ def check(study: Study, cache: Path, progress: Progress) -> list[str]:
 
     Decodes the photographs into their store, so a broken one is found here.
     """
-    preparation = _open(study, cache, progress)
+    preparation = _open(study, cache, progress, torch.device("cpu"))
     preparation.few_shots(view_count(study))
     return [
         f"{clip.name}: its image tower is no ViT and takes no visual prompts; its features are banked"
@@ -58,16 +60,15 @@ def check(study: Study, cache: Path, progress: Progress) -> list[str]:
 
 def prepare(study: Study, cache: Path, progress: Progress) -> Card:
     """Build teacher and banks as far as they are missing, and say where they are."""
-    return _open(study, cache, progress).run()
+    return _open(study, cache, progress, default_device()).run()
 
 
-def _open(study: Study, cache: Path, progress: Progress) -> _Preparation:
+def _open(study: Study, cache: Path, progress: Progress, device: torch.device) -> _Preparation:
     stages: dict[str, float] = {}
     with _timed(stages, "pixels"):
         photographs = open_photographs(study, cache, progress)
-    device = default_device()
     teacher, student = load_clip(study.teacher, device), load_clip(study.student, device)
-    _check_depths(study, teacher, student)
+    _check_shapes(study, teacher, student, len(photographs.part(TRAIN)))
     return _Preparation(study, cache, progress, photographs, teacher, student, stages)
 
 
@@ -85,13 +86,17 @@ class _timed:
         self.stages[self.name] = self.stages.get(self.name, 0.0) + spent
 
 
-def _check_depths(study: Study, teacher: Clip, student: Clip) -> None:
-    """Refuse prompts deeper than their tower before anything is computed."""
+def _check_shapes(study: Study, teacher: Clip, student: Clip, images: int) -> None:
+    """Refuse prompts deeper than their tower, and batches that cannot be filled, of any arm."""
+    for variant in study_file.variants(study):
+        if variant.train.batch_size > images:
+            raise UserError(f"train.batch_size: {variant.train.batch_size}, but {images} training images")
+        if has_visual_prompts(variant.student, student):
+            check_visual_depth(student, variant.student.prompt_depth, "student")
     if study.teacher.epochs > 0:
         check_text_depth(teacher, study.teacher.text_prompt_depth)
-    for section, clip, config in (("teacher", teacher, study.teacher), ("student", student, study.student)):
-        if clip.is_vit and config.prompt_length > 0:
-            check_visual_depth(clip, config.prompt_depth, section)
+    if teacher.is_vit and study.teacher.prompt_length > 0:
+        check_visual_depth(teacher, study.teacher.prompt_depth, "teacher")
 
 
 @dataclass
@@ -112,7 +117,7 @@ class _Preparation:
         if self.teacher_learns_images():
             tuned = self.tune(views, None, zero_shot)
             visual = None if tuned.visual is None else tuned.visual[None]
-            identity = digest(self.teacher.digest, tuned.key)
+            identity = digest(self.teacher.digest, tuned.digest)
             train_bank = self.bank(self.teacher, visual, identity, train, views)
             val_bank = self.bank(self.teacher, visual, identity, evaluated, [CENTER])
         else:  # only words are learned: image features never change, so learn from the bank
@@ -120,10 +125,11 @@ class _Preparation:
             val_bank = zero_shot
             tuned = self.tune(views, train_bank, zero_shot)
         own = None
-        if not has_visual_prompts(self.study.student, self.student):
+        configs = [variant.student for variant in study_file.variants(self.study)]
+        if not all(has_visual_prompts(config, self.student) for config in configs):
             own = self.bank(self.student, None, self.student.digest, train, views).key, student_center.key
         identity = digest(
-            METHOD, photographs.digest, tuned.key, train_bank.key, val_bank.key, self.student.digest
+            METHOD, photographs.digest, tuned.digest, train_bank.key, val_bank.key, self.student.digest
         )
         return Card(
             identity,

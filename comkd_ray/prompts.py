@@ -145,7 +145,11 @@ def _replace(x: Tensor, fresh: Tensor, places: slice) -> Tensor:
 def _text_tower(clip: Clip) -> nn.Module:
     """The part that holds the text tower: the model itself, or its `text` for custom towers."""
     tower = getattr(clip.model, "text", clip.model)
-    if not hasattr(tower, "token_embedding") or getattr(tower, "cls_emb", None) is not None:
+    if (
+        not hasattr(tower, "token_embedding")
+        or getattr(tower, "cls_emb", None) is not None
+        or tower.attn_mask is None
+    ):
         raise UserError(
             f"{clip.name}: its text tower takes no prompts (it is not open_clip's causal one);"
             " set teacher.epochs: 0 to use it zero-shot"

@@ -6,8 +6,10 @@ its own, each taking a share of the arms. The numbers are the same either way.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,27 @@ def prepare(run: Path, cache: Path, cpus: float, gpus: float) -> None:
     config = {"run": str(run), "cache": str(cache), "threads": max(1, int(cpus))}
     error = run / ERROR
     error.unlink(missing_ok=True)
-    _group(_prepare_loop, config, 1, cpus, gpus, f"prepare-{time.time_ns()}", run, [])
+    _in_thread(partial(_group, _prepare_loop, config, 1, cpus, gpus, f"prepare-{time.time_ns()}", run, []))
     if error.exists():
         raise UserError(error.read_text(encoding="utf-8"))
+
+
+def _in_thread(call: Callable[[], None]) -> None:
+    """Call and wait, open to Ctrl-C: in the main thread Train takes its handler and never gives it back."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as failure:  # to be raised again where a person waits
+            failures.append(failure)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failures:
+        raise failures[0]
 
 
 def _group(

@@ -21,6 +21,7 @@ from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.search_space import Overrides, Scalar
 
+LOCAL_DIR = "local-dir:"
 ASSETS = "assets:"  # a path that starts so lies inside the installed package
 SEARCHABLE = ("student.", "loss.", "train.")
 TOWER = ("student.model", "student.pretrained", "student.image_size")  # one frozen tower a study
@@ -84,7 +85,23 @@ def load(path: Path, sets: Iterable[str] = ()) -> Study:
         raise UserError(f"{path}: a study file is a mapping of keys, see search_spaces/quickstart.yaml")
     for text in sets:
         _set(tree, text)
+    _make_absolute(tree)
     return build(tree, str(path))
+
+
+def _make_absolute(tree: Json) -> None:
+    """Paths count from where the command was typed; workers of a cluster run somewhere else."""
+    for section, key in (("data", "root"), ("teacher", "model"), ("student", "model"),
+                         ("teacher", "pretrained"), ("student", "pretrained")):  # fmt: skip
+        place = tree.get(section)
+        value = place.get(key) if isinstance(place, dict) else None
+        if not isinstance(value, str) or value.startswith(ASSETS):
+            continue
+        assert isinstance(place, dict)
+        prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
+        path = Path(value.removeprefix(prefix)).expanduser()
+        if key == "root" or prefix or (key == "pretrained" and path.is_file()):
+            place[key] = prefix + str(path.absolute())
 
 
 def build(tree: Json, origin: str) -> Study:
@@ -190,6 +207,13 @@ def _check_point(study: Study, point: Overrides, flat: Overrides, origin: str) -
     resolve(study, point, origin)
 
 
+def variants(study: Study) -> list[Study]:
+    """The study, and one for each bound or value of each searched key and for each named arm."""
+    space = study.search.space.items()
+    points = [{key: v} for key, d in space for v in (*(d.bounds or ()), *(d.choice or ()))]
+    return [study, *(resolve(study, point) for point in (*points, *study.search.first))]
+
+
 def resolve(study: Study, overrides: Overrides, origin: str = "arm") -> Study:
     """The study with an arm's values in place. UserError names a value that does not fit."""
     tree = study.model_dump(mode="json")
@@ -224,4 +248,7 @@ def digest(*parts: object) -> str:
 
 def dump(study: Study, path: Path) -> None:
     """Write the resolved study as YAML that `load` reads back to an equal study."""
-    path.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    temporary = path.with_name(f".{path.name}")
+    text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -6,7 +6,6 @@ with `--resume` goes on with what is left.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import time
@@ -23,7 +22,7 @@ from comkd_ray.bank import cache_root
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
-from comkd_ray.material import Card, open_photographs, read_card
+from comkd_ray.material import Card, is_ready, open_photographs, read_card, write_card
 from comkd_ray.optuna_search import METRIC, OptunaArms
 from comkd_ray.progress import Screen, Watch
 from comkd_ray.results import Row
@@ -59,6 +58,7 @@ def run_study(
         run.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(run.with_name(f".{run.name}.lock"), timeout=0):
+                check_run(study, run, resume)  # again: another may have begun and ended meanwhile
                 return _Run(study, run, cache, screen, verbose, start).go(address, resume)
         except Timeout:
             raise UserError(f"{run}: another comkd-ray works on this study") from None
@@ -101,7 +101,8 @@ class _Run:
 
     def go(self, address: str | None, resume: bool) -> Outcome:
         """Everything after the checks, under the lock."""
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        for number in (signal.SIGINT, signal.SIGTERM):  # a script's `&` leaves SIGINT ignored
+            signal.signal(number, signal.default_int_handler)
         try:
             with cluster.connect(address, self.verbose):
                 for shared in (self.run.parent, self.cache):
@@ -153,12 +154,23 @@ class _Run:
 
     def prepare(self) -> Card:
         """Teacher and banks, in a worker group of their own, unless this run has them already."""
+        before = self.known_card()
+        if before is not None and is_ready(before, self.cache):
+            return before
+        compute = self.study.compute
+        ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus)
+        card = read_card(self.run)
+        if before is not None and card.identity != before.identity:
+            write_card(self.run, before)
+            raise UserError(f"{self.run}: the data set or a model changed since this study began")
+        return card
+
+    def known_card(self) -> Card | None:
+        """What an earlier part of this run prepared."""
         try:
             return read_card(self.run)
         except UserError:
-            compute = self.study.compute
-            ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus)
-        return read_card(self.run)
+            return None
 
     def write_begin(self) -> None:
         """What is known before anything ran."""

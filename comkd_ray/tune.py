@@ -60,7 +60,7 @@ def search(searcher: CohortSearcher, slots: int, verbose: bool) -> None:
     """Run cohorts, at most `slots` at once, until the searcher has no more arms."""
     compute, run = searcher.study.compute, searcher.run
     grouped = cluster.workers(compute) > 0
-    need = {"CPU": cluster.DRIVER_CPUS} if grouped else {"CPU": compute.cpus, "GPU": compute.gpus}
+    need = cluster.DRIVER if grouped else {"CPU": compute.cpus, "GPU": compute.gpus}
     tune.Tuner(
         tune.with_resources(train_cohort, need),
         tune_config=tune.TuneConfig(
@@ -90,9 +90,13 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         self.cohorts: dict[str, dict[str, Asked]] = {}
         """Running cohorts by name: their arms that have not ended."""
         self.trials: dict[str, str] = {}
+        self.lost = 0
+        """Arms whose process died, retries included."""
         self.history: dict[int, dict[str, float]] = {}
         for record in self.records.values():
             for row in record["epochs"]:
+                if row["loss"] is None:
+                    continue
                 self.history.setdefault(row["epoch"], {})[row["arm"]] = row[METRIC]
         self.lost = 0
         """Arms whose process broke before they left a record."""
@@ -105,12 +109,13 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
     @property
     def total(self) -> int:
         """Arms that ended, that run, and that are still to be asked for."""
-        return len(self.records) + sum(len(cohort) for cohort in self.cohorts.values()) + self.arms.left()
+        running = sum(len(cohort) for cohort in list(self.cohorts.values()))
+        return len(self.records) + running + self.lost + self.arms.left()
 
     @property
     def best(self) -> float | None:
         """Best validation value of an arm at full budget."""
-        arms = [record["arm"] for record in self.records.values()]
+        arms = [record["arm"] for record in list(self.records.values())]
         return max((arm[METRIC] for arm in arms if arm["status"] == "complete"), default=None)
 
     @property
@@ -167,13 +172,14 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         self._settle(cohort, result.get("ended", []))
 
     def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
-        """The cohort is over: arms without a record were lost with their process."""
-        name = self.trials.pop(trial_id)
-        cohort = self.cohorts.pop(name)
-        for arm, asked in cohort.items():
-            if not read_records(self.run, arm):
-                jobs.write_failed(self.study, str(self.run), name, asked, "its process died; see -v")
-        self._settle(cohort, list(cohort))
+        """The cohort is over. Arms without a record were lost with their process: `--resume` asks again.
+
+        To Optuna they stay RUNNING until then, so this run does not try them for ever.
+        """
+        cohort = self.cohorts.pop(self.trials.pop(trial_id))
+        ended = [arm for arm in cohort if read_records(self.run, arm)]
+        self._settle(cohort, ended)
+        self.lost += len(cohort)
 
     def _settle(self, cohort: dict[str, Asked], arms: list[str]) -> None:
         if not arms:

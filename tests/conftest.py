@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Tree = dict[str, Any]
 IMAGE_SIZE = 32
 COLOURS = {"coal": (30, 30, 30), "grass": (40, 160, 50), "lemon": (230, 210, 40), "sea": (40, 70, 200)}
-PER_CLASS = 16  # 8 to train, 3 to validate, 5 to test
+PARTS = ["train"] * 8 + ["val"] * 5 + ["test"] * 5  # of every class
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 TOWERS: dict[str, Tree] = {
     "student": {
@@ -49,6 +49,8 @@ TOWERS: dict[str, Tree] = {
         },
     },
 }
+SCALES = {"student": 40, "teacher": 50, "conv": 50}  # exp(logit_scale)
+SEEDS = {"student": 0, "teacher": 5, "conv": 0}  # teachers that begin badly and can learn
 
 
 @pytest.fixture
@@ -59,10 +61,10 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def sharpen(model: Any, is_vit: bool) -> None:
+def sharpen(model: Any, kind: str) -> None:
     """Make a random CLIP tell images and words apart: as it is born, they all look alike to it."""
-    towers = [model.transformer, *([model.visual.transformer] if is_vit else [])]
-    model.logit_scale.data.fill_(math.log(50))
+    towers = [model.transformer, *([] if kind == "conv" else [model.visual.transformer])]
+    model.logit_scale.data.fill_(math.log(SCALES[kind]))
     model.token_embedding.weight.data.mul_(30)
     for tower in towers:
         for parameter in tower.parameters():
@@ -84,7 +86,7 @@ def save_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = open_clip.CLIP(**config)
-            sharpen(model, is_vit=kind != "conv")
+            sharpen(model, kind)
         preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.12, 0.1, 0.08]}
         written = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
         (folder / "open_clip_config.json").write_text(written)
@@ -97,7 +99,7 @@ def save_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def clip_folders(save_clip: Callable[..., Path]) -> dict[str, Path]:
     """One folder for each kind of tiny CLIP."""
-    return {kind: save_clip(kind) for kind in TOWERS}
+    return {kind: save_clip(kind, SEEDS[kind]) for kind in TOWERS}
 
 
 @pytest.fixture(scope="session")
@@ -131,9 +133,8 @@ def photograph(label: int, index: int) -> Image.Image:
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """root/{train,val,test}/<class>/*.png of 4 classes, of which coal and grass are base."""
     root = tmp_path_factory.mktemp("photographs")
-    parts = ["train"] * 8 + ["val"] * 3 + ["test"] * 5
     for label, name in enumerate(COLOURS):
-        for index, part in enumerate(parts):
+        for index, part in enumerate(PARTS):
             path = root / part / name / f"{index:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             photograph(label, index).save(path)

@@ -24,6 +24,8 @@ Tree = dict[str, Any]
 CLASSES = ("apple", "berry", "cherry", "dates")
 HUES = {"apple": (220, 30, 30), "berry": (30, 30, 220), "cherry": (30, 200, 30), "dates": (200, 180, 20)}
 SIDE = 32
+PATIENCE = 600.0
+"""Seconds after which a machine under load counts as hanging."""
 GRID: Tree = {
     "student.ifalign": {"choice": [False, True]},
     "student.edu_attention": {"choice": [False, True]},
@@ -111,18 +113,18 @@ def write_yaml(path: Path, content: Tree) -> Path:
     return path
 
 
-def environment(cache: Path) -> dict[str, str]:
+def environment(cache: Path, **more: str) -> dict[str, str]:
     """What a run in a process of its own sees: its own cache, one thread, no cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
-    return kept | {"COMKD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return kept | {"COMKD_CACHE": str(cache), "OMP_NUM_THREADS": "1"} | more
 
 
-def start(words: list[str], cache: Path, folder: Path) -> subprocess.Popen[str]:
-    """`comkd-ray WORDS` in a process group of its own, in `folder`."""
+def start(words: list[str], cache: Path, folder: Path, **more: str) -> subprocess.Popen[str]:
+    """`comkd-ray WORDS` in a process group of its own, in `folder`; `more` goes to its environment."""
     return subprocess.Popen(
         [sys.executable, "-m", "comkd_ray.cli", *words],
         cwd=folder,
-        env=environment(cache),
+        env=environment(cache, **more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -130,13 +132,11 @@ def start(words: list[str], cache: Path, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def comkd(
-    words: list[str], cache: Path, folder: Path, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
+def comkd(words: list[str], cache: Path, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """`comkd-ray WORDS` to its end."""
-    process = start(words, cache, folder)
+    process = start(words, cache, folder, **more)
     try:
-        out, err = process.communicate(timeout=timeout)
+        out, err = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         raise

@@ -140,7 +140,7 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
         ("train.epochs", "--set train.epochs: expected KEY=VALUE"),
         ("student.model=ViT-B-33", "ViT-B-33: no model of open_clip has this name; did you mean ViT-B-3"),
         ("teacher.model=ViT-B-32", "ViT-B-32: pretrained: which weights? A file, or a tag of open_clip"),
-        ("student.model=local-dir:none", "local-dir:none: no open_clip_config.json in none"),
+        ("student.model=local-dir:none", "/none: no open_clip_config.json in "),
         ("student.model=assets:none", "assets:none: no open_clip_config.json"),
         ("student.prompt_depth=9", "student.prompt_depth: "),
         ("teacher.text_prompt_depth=9", "teacher.text_prompt_depth: "),

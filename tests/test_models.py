@@ -43,15 +43,17 @@ def refusal(**values: object) -> str:
 # What is read -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "width", "is_vit"), [("student", 16, True), ("conv", 20, False)])
+@pytest.mark.parametrize(
+    ("kind", "width", "is_vit", "scale"), [("student", 16, True, 40), ("conv", 20, False, 50)]
+)
 def test_widths_and_kind_are_read_from_the_model(
-    tiny_clip: TinyClip, kind: str, width: int, is_vit: bool
+    tiny_clip: TinyClip, kind: str, width: int, is_vit: bool, scale: float
 ) -> None:
     clip = tiny_clip(kind)
     assert clip.width == width
     assert clip.is_vit == is_vit
     assert clip.image_size == 32
-    assert clip.logit_scale == pytest.approx(50)
+    assert clip.logit_scale == pytest.approx(scale)
     assert clip.image_parameters == sum(p.numel() for p in clip.visual.parameters()) > 10_000
 
 

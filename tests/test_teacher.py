@@ -17,13 +17,13 @@ from torch.testing import assert_close
 
 import comkd_ray.teacher
 from comkd_ray.bank import pixels_of
-from comkd_ray.config import Study, Teacher
+from comkd_ray.config import Study
 from comkd_ray.data.datasets import TRAIN, VAL
 from comkd_ray.errors import UserError
 from comkd_ray.losses import normalize
 from comkd_ray.material import Card, Material, Photographs, TunedTeacher, read_teacher
 from comkd_ray.models import Clip
-from comkd_ray.prompts import encode_text_prompted, text_prompt
+from comkd_ray.prompts import encode_text_prompted, text_prompt, visual_tokens
 from comkd_ray.teacher import FewShots, build_teacher, encode_prompted, fit_teacher
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -146,27 +146,65 @@ def test_the_seed_decides_everything(tiny_clip: TinyClip, tune: Callable[..., Tu
     assert (other.text_features - one.text_features).abs().max() > 1e-4  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("kind", ["conv", "teacher"])
 def test_a_step_is_plain_sgd_on_promptsrc(
-    tiny_clip: TinyClip, photographs: Photographs, shots: FewShots, tune: Callable[..., TunedTeacher]
+    kind: str,
+    tiny_clip: TinyClip,
+    photographs: Photographs,
+    shots: FewShots,
+    tune: Callable[..., TunedTeacher],
 ) -> None:
     """One epoch of one batch: every term of PAPER 2.9 with its weight, one step at the first rate."""
-    clip, config = tiny_clip("conv"), Teacher(model="conv")
-    prompt = text_prompt(clip, shots.classes, config.context, 4, 2, 1)
+    clip, encode = tiny_clip(kind), encoder(tiny_clip(kind), photographs)
+    prompt = text_prompt(clip, shots.classes, "a photo of a", 4, 2, 1)
     context = prompt.initial.clone().requires_grad_()
-    image = normalize(encoder(clip, photographs)(shots.images, 1, None))
+    tokens = visual_tokens(clip, 2, 3, 1).requires_grad_() if clip.is_vit else None
+    frozen_image = normalize(encode(shots.images, 1, None))
+    image = frozen_image if tokens is None else normalize(encode(shots.images, 1, tokens[None]))
     text = normalize(encode_text_prompted(clip, prompt.tokens[:BASE], context))
     frozen = clip.encode_classes(shots.classes, TEMPLATES)[:BASE]
-    logits, target = clip.logit_scale * image @ text.T, clip.logit_scale * image @ frozen.T
+    logits, target = clip.logit_scale * image @ text.T, clip.logit_scale * frozen_image @ frozen.T
     kl = F.kl_div(logits.log_softmax(1), target.log_softmax(1), log_target=True, reduction="sum")
-    labels = torch.from_numpy(shots.labels)
-    loss = F.cross_entropy(logits, labels) + 25 * F.l1_loss(text, frozen) + kl / logits.numel()
-    sgd = torch.optim.SGD([context], lr=1e-5, momentum=0.9, weight_decay=5e-4)
+    loss = (
+        F.cross_entropy(logits, torch.from_numpy(shots.labels))
+        + 3 * F.l1_loss(text, frozen)
+        + 5 * F.l1_loss(image, frozen_image)
+        + 7 * kl / logits.numel()
+    )
+    learned = [context] if tokens is None else [context, tokens]
+    start = [tensor.detach().clone() for tensor in learned]
+    sgd = torch.optim.SGD(learned, lr=1e-5, momentum=0.9, weight_decay=0.5)
     loss.backward()
     sgd.step()
+    weights = {"text_l1": 3.0, "image_l1": 5.0, "logit_kl": 7.0}
+    tuned = tune(
+        clip,
+        {f"teacher.{name}_weight": weight for name, weight in weights.items()}
+        | {"teacher.epochs": 1, "teacher.batch_size": len(shots.images), "teacher.weight_decay": 0.5},
+    )
     with torch.no_grad():
         expected = normalize(encode_text_prompted(clip, prompt.tokens, context))
-    tuned = tune(clip, {"teacher.epochs": 1, "teacher.batch_size": len(shots.images)})
     assert_close(tuned.text_features, expected, rtol=1e-5, atol=1e-6)
+    if tokens is not None:
+        assert tuned.visual is not None
+        assert_close(tuned.visual - start[1], tokens - start[1], rtol=0.01, atol=1e-8)
+
+
+def test_views_take_turns_and_validation_is_central(
+    tiny_clip: TinyClip, photographs: Photographs, shots: FewShots, make_study: Callable[..., Study]
+) -> None:
+    clip = tiny_clip("conv")
+    encode, asked = encoder(clip, photographs), []
+
+    def listen(images: NDArray[np.int64], view: int, visual: Tensor | None) -> Tensor:
+        asked.append(("val" if set(images) <= set(shots.val_images) else "train", view, len(images)))
+        return encode(images, view, visual)
+
+    config = make_study({"teacher.epochs": 3, "teacher.batch_size": 10}).teacher
+    fit_teacher("key", config, clip, shots, TEMPLATES, listen, quiet)
+    epoch = [("train", 0, 10), ("val", 0, 10)]  # 16 images: the other 6 are dropped (PAPER 5.18)
+    expected = [(part, view if part == "train" else 0, n) for view in (1, 2, 1) for part, _, n in epoch]
+    assert asked == expected
 
 
 # Which epoch ------------------------------------------------------------------------------------

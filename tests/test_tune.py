@@ -1,0 +1,298 @@
+"""Studies on a real Ray: from file to report, the same numbers everywhere, and through every crash.
+
+One study starts a Ray of its own, as a person's does; the others join one that this module starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from subprocess import Popen
+from typing import Any, NamedTuple
+
+import optuna
+import outer
+import pytest
+
+from comkd_ray import cluster, prepare, results, study_file
+from comkd_ray import tune as ray_search
+from comkd_ray.ablation import GridArms
+from comkd_ray.config import Compute
+from comkd_ray.errors import UserError
+from comkd_ray.material import write_card
+from comkd_ray.optuna_search import open_journal
+
+pytestmark = pytest.mark.slow
+
+Tree = dict[str, Any]
+SEEDS: Tree = {"train.seed": {"choice": [1, 2, 3, 4, 5]}}
+WILD: Tree = {"train.lr": {"choice": [0.02, 1e30]}, "train.seed": {"int": [1, 1000]}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return outer.world(tmp_path_factory.mktemp("tune"))
+
+
+class Searched(NamedTuple):
+    """What a search left behind."""
+
+    slots: int
+    cohorts: int
+    losses: dict[int, list[float]]
+    """Number of an arm -> its losses by epoch."""
+
+
+# What a driver does: these run in a process of their own, where Ray is not imported before its
+# settings are there.
+
+_ray = contextlib.ExitStack()
+
+
+def start_ray() -> str:
+    cluster.set_environment(None)
+    _ray.enter_context(cluster.connect(None, verbose=False))
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def stop_ray() -> None:
+    _ray.close()
+
+
+def slots(**compute: Any) -> int | str:
+    """Slots, or why there are none."""
+    try:
+        return cluster.trial_slots(Compute(**compute))
+    except UserError as error:
+        return str(error)
+
+
+def search_grid(world: Path, run: Path, arms_per_trial: int, **compute: Any) -> Searched:
+    """Search a grid of five seeds."""
+    grid = {"sampler": "grid", "arms_per_trial": arms_per_trial, "space": SEEDS}
+    study = outer.study(world, grid, compute=compute)
+    run.mkdir()
+    study_file.dump(study, run / "study.yaml")
+    card = prepare.prepare(study, world / "cache", lambda *_: None)
+    write_card(run, card)
+    arms = GridArms(study, lambda cell: ray_search.identify(study, card, cell), ())
+    searcher = ray_search.CohortSearcher(study, run, world / "cache", arms, card)
+    count = cluster.trial_slots(study.compute)
+    ray_search.search(searcher, count, verbose=False)
+    assert searcher.total == len(searcher.records)
+    found = results.read_records(run).values()
+    assert {one["arm"]["error"] for one in found} == {None}
+    losses = {one["arm"]["number"]: [row["loss"] for row in one["epochs"]] for one in found}
+    return Searched(count, len(list((run / "cohorts").iterdir())), losses)
+
+
+class Driver:
+    """A process with a local Ray as the command line starts it; other drivers may join that Ray."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self.pool = pool
+        self.address: str = self.run(start_ray)
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.pool.submit(function, *args, **kwargs).result(outer.PATIENCE)
+
+    def wait_until_all_is_free(self) -> None:
+        def all_free() -> bool:
+            free, everything = self.run(cluster.free_cpus)
+            return bool(free == everything)
+
+        wait_until(all_free, "CPUs stay taken")
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Driver]:
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in (cluster.QUIET | cluster.LOCAL).items():
+            patch.setenv(name, value)
+        one = Driver(pool)
+        yield one
+        one.run(stop_ray)
+
+
+def wait_until(what: Callable[[], bool], message: str, patience: float = outer.PATIENCE) -> None:
+    end = time.monotonic() + patience
+    while not what():
+        assert time.monotonic() < end, message
+        time.sleep(0.2)
+
+
+def records(run: Path) -> int:
+    return len(list((run / "records").glob("*.json")))
+
+
+def stop(process: Popen[str], run: Path, count: int, how: Callable[[Popen[str]], None]) -> str:
+    """Wait for `count` records, stop the driver, and return what it said on stderr."""
+    ready = f"no {count} records: {process.args}"
+    wait_until(lambda: records(run) >= count or process.poll() is not None, ready)
+    assert process.poll() is None, process.communicate()
+    how(process)
+    return process.communicate(timeout=outer.PATIENCE)[1]
+
+
+def trials(run: Path) -> list[optuna.trial.FrozenTrial]:
+    storage = open_journal(run / "optuna.journal")
+    return optuna.load_study(study_name="tiny", storage=storage).trials
+
+
+# One process, one Ray of its own ------------------------------------------------------------------
+
+
+def test_a_study_goes_from_file_to_report(world: Path, tmp_path: Path) -> None:
+    """A 2x2 grid, begun where a sample report lay."""
+    run = tmp_path / "reports" / "tiny"
+    run.mkdir(parents=True)
+    for name in ("study.yaml", "report.html"):
+        (run / name).write_text("sample")
+    (run / "provenance.json").write_text(json.dumps({"sample": True}))
+    outer.write_yaml(tmp_path / "tiny.yaml", outer.tree(world))
+
+    ended = outer.comkd(["tune", "tiny.yaml", "--json"], world / "cache", tmp_path)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    end = events[-1]
+    assert (end["event"], end["arms"], end["failed"], end["left"]) == ("end", 4, 0, 0)
+    arms = results.read_arms(run)
+    assert arms["status"].to_list() == ["complete"] * 4
+    assert arms["number"].to_list() == [0, 1, 2, 3]
+    cells = list(zip(arms["student.ifalign"], arms["student.edu_attention"], strict=True))
+    assert cells == [(False, False), (False, True), (True, False), (True, True)]
+    assert arms["epochs_done"].to_list() == [2] * 4
+    assert len(results.read_epochs(run)) == 8
+    assert end["best"]["val_harmonic_mean"] == arms["val_harmonic_mean"].max()
+    assert end["report"] == str(run / "report.html")
+    assert (run / "report.html").stat().st_size > 100_000
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["sample"] is False
+    assert provenance["stages"].keys() >= {"pixels", "teacher", "bank", "search"}
+    assert not (run / "ray").exists()
+    study_file.load(run / "study.yaml")
+
+
+# Where arms run -----------------------------------------------------------------------------------
+
+
+def test_arms_have_the_same_numbers_in_the_actor_and_in_worker_groups(
+    driver: Driver, world: Path, tmp_path: Path
+) -> None:
+    """One cohort of five arms; five cohorts in worker groups of one; one shared by two workers."""
+    local = driver.run(search_grid, world, tmp_path / "local", 5, workers=0, cpus=1)
+    assert local.cohorts == 1
+    assert sorted(local.losses) == [0, 1, 2, 3, 4]
+    assert len({tuple(losses) for losses in local.losses.values()}) == 5
+    groups = driver.run(search_grid, world, tmp_path / "groups", 1, workers=1, cpus=1)
+    assert groups.cohorts == 5
+    driver.wait_until_all_is_free()
+    shared = driver.run(search_grid, world, tmp_path / "shared", 5, workers=2, cpus=0.5)
+    driver.wait_until_all_is_free()
+    for other in (groups, shared):
+        assert sorted(other.losses) == sorted(local.losses)
+        for number, losses in local.losses.items():
+            assert other.losses[number] == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_worker_group_may_take_every_cpu_there_is(driver: Driver, world: Path, tmp_path: Path) -> None:
+    everything = driver.run(cluster.free_cpus)[1]
+    whole = driver.run(search_grid, world, tmp_path / "whole", 5, workers=1, cpus=everything)
+    assert (whole.slots, whole.cohorts, len(whole.losses)) == (1, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("compute", "words"),
+    [
+        ({"cpus": 1e6}, "a worker needs 1e+06 CPU, 0 GPU on one node and can never run here (nodes: "),
+        ({"cpus": 1, "gpus": 99}, "needs 1 CPU, 99 GPU on one node and can never run here"),
+        ({"cpus": 1, "workers": 999}, "999 workers of 1 CPU, 0 GPU each can never run at once here"),
+    ],
+)
+def test_a_cohort_that_can_never_run_is_refused_with_the_reason(
+    driver: Driver, compute: Tree, words: str
+) -> None:
+    assert words in driver.run(slots, **compute)
+
+
+def test_slots_are_what_fits(driver: Driver) -> None:
+    everything = driver.run(cluster.free_cpus)[1]
+    assert driver.run(slots, cpus=everything) == 1
+    assert driver.run(slots, cpus=everything / 2) == 2
+    assert driver.run(slots, cpus=everything / 4, workers=2) == 2
+
+
+# Stopped on the way -------------------------------------------------------------------------------
+
+
+def test_a_killed_driver_loses_nothing(world: Path, tmp_path: Path, driver: Driver) -> None:
+    """SIGKILL after the first records of a TPE study, some of whose arms diverge; then --resume."""
+    search = outer.tpe(12, [{"train.lr": 1e30}], space=WILD, arms_per_trial=2)
+    outer.write_yaml(tmp_path / "tiny.yaml", outer.tree(world, search, train={"epochs": 3}))
+    words, run = ["tune", "tiny.yaml", "--quiet", "--address", driver.address], tmp_path / "reports" / "tiny"
+
+    process = outer.start(words, world / "cache", tmp_path, **cluster.LOCAL)
+    stop(process, run, 2, lambda one: os.killpg(one.pid, signal.SIGKILL))
+    driver.wait_until_all_is_free()
+    before = {path.name: path.read_bytes() for path in (run / "records").glob("*.json")}
+    assert 2 <= len(before) < 12
+    assert not (run / "results").exists()
+    ended = outer.comkd([*words, "--resume"], world / "cache", tmp_path, **cluster.LOCAL)
+
+    assert ended.returncode == 3, ended.stderr
+    for name, content in before.items():
+        assert (run / "records" / name).read_bytes() == content
+    arms = results.read_arms(run)
+    assert len(arms) == arms["arm"].n_unique() == records(run) == 12
+    wild = [rate == 1e30 for rate in arms["train.lr"]]
+    assert True in wild
+    assert [status == "failed" for status in arms["status"]] == wild
+    assert {error for error in arms["error"] if error} == {"loss is not finite in epoch 2"}
+    asked = [one for one in trials(run) if not {"lost", "same_as"} & one.user_attrs.keys()]
+    assert Counter(one.state.name for one in trials(run)).keys() <= {"COMPLETE", "PRUNED", "FAIL"}
+    assert {one.user_attrs["arm"] for one in asked} == set(arms["arm"])
+    assert len(asked) == 12
+    complete = {one.user_attrs["arm"]: one.value for one in asked if one.state.name == "COMPLETE"}
+    sound = arms.filter(arms["status"] == "complete")
+    assert complete == dict(zip(sound["arm"], sound["val_harmonic_mean"], strict=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_study_reports_what_it_has_and_goes_on(
+    world: Path, tmp_path: Path, driver: Driver, number: signal.Signals
+) -> None:
+    grid = {"sampler": "grid", "arms_per_trial": 1, "space": SEEDS | outer.GRID}
+    outer.write_yaml(tmp_path / "tiny.yaml", outer.tree(world, grid))
+    words, run = ["tune", "tiny.yaml", "--quiet", "--address", driver.address], tmp_path / "reports" / "tiny"
+
+    process = outer.start(words, world / "cache", tmp_path, **cluster.LOCAL)
+    error = stop(process, run, 1, lambda one: one.send_signal(number))
+
+    assert (process.returncode, error) == (130, "")
+    first = results.read_arms(run)
+    assert 1 <= len(first) < 20
+    assert set(first["status"]) == {"complete"}
+    assert (run / "report.html").exists()
+    driver.wait_until_all_is_free()
+    if number == signal.SIGTERM:
+        return
+    ended = outer.comkd([*words, "--resume"], world / "cache", tmp_path, **cluster.LOCAL)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    arms = results.read_arms(run)
+    assert arms["number"].to_list() == list(range(20))
+    assert set(arms["status"]) == {"complete"}
+    assert arms.filter(arms["arm"].is_in(first["arm"].implode())).select(first.columns).equals(first)
