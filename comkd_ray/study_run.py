@@ -101,10 +101,10 @@ class _Run:
 
     def go(self, address: str | None, resume: bool) -> Outcome:
         """Everything after the checks, under the lock."""
-        for number in (signal.SIGINT, signal.SIGTERM):  # a script's `&` leaves SIGINT ignored
-            signal.signal(number, signal.default_int_handler)
+        _hear_signals()
         try:
             with cluster.connect(address, self.verbose):
+                _hear_signals()  # again: joining Ray takes SIGTERM away
                 for shared in (self.run.parent, self.cache):
                     cluster.check_storage(shared)
                 slots = cluster.trial_slots(self.study.compute)
@@ -260,3 +260,9 @@ class _Run:
             wall_seconds=before.get("wall_seconds", 0.0) + seconds,
             peak_memory_bytes=max(before.get("peak_memory_bytes", 0), self.peak),
         )
+
+
+def _hear_signals() -> None:
+    """Ctrl-C and a polite kill both end in KeyboardInterrupt, also where a script's `&` ignores SIGINT."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
