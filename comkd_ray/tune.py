@@ -98,8 +98,6 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
                 if row["loss"] is None:
                     continue
                 self.history.setdefault(row["epoch"], {})[row["arm"]] = row[METRIC]
-        self.lost = 0
-        """Arms whose process broke before they left a record."""
         self.count = sum(1 for _ in (run / "cohorts").glob("*.json"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CohortSearcher:
@@ -109,8 +107,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
     @property
     def total(self) -> int:
         """Arms that ended, that run, and that are still to be asked for."""
-        running = sum(len(cohort) for cohort in list(self.cohorts.values()))
-        return len(self.records) + running + self.lost + self.arms.left()
+        return len(self.records) + self.left
 
     @property
     def best(self) -> float | None:
@@ -121,7 +118,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
     @property
     def left(self) -> int:
         """Arms without a record: still to ask for, running, or lost."""
-        return self.arms.left() + sum(map(len, self.cohorts.values())) + self.lost
+        return self.arms.left() + sum(map(len, list(self.cohorts.values()))) + self.lost
 
     def suggest(self, trial_id: str) -> Any:
         """The next cohort as a work order, or FINISHED."""
