@@ -240,7 +240,7 @@ class _Run:
         keep_students(self.run, [row["arm"] for row in ranked[:KEPT_STUDENTS]])
         best = ranked[0] if ranked else None
         failed = sum(row["status"] == "failed" for row in rows)
-        left = self.searcher.left if self.searcher else 1
+        left = self.searcher.total - len(rows) if self.searcher else 1
         return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)
 
     def write_end(self, seconds: float) -> None:
