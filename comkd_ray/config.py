@@ -16,12 +16,25 @@ from comkd_ray.search_space import Dimension, Scalar, Section
 SEEDS = 2**31
 
 
+DataSet = Literal[
+    "folder", "split_file",
+    "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",
+    "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101",
+    "imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r",
+]  # fmt: skip
+
+
 class Data(Section):
     """Which images, cut into which parts."""
 
-    dataset: Literal["caltech101", "folder"] = "folder"
+    dataset: DataSet = "folder"
+    """`folder`: any folder of class folders; `split_file`: any with a split file in CoOp's form (6.16)."""
     root: str
     """Folder of the data set; `assets:NAME` is one that ships with the package."""
+    split: str | None = None
+    """Split file inside the root, for `dataset: split_file` only."""
+    make_split: bool = False
+    """Where the published split file is missing, draw a split of our own (6.17); it is not comparable."""
     side: int = Field(256, ge=16, le=1024)
     """Side in pixels of the square that every image is stored as."""
     shots: int = Field(16, ge=1)
@@ -34,9 +47,11 @@ class Data(Section):
     """Leave out images that cannot be decoded (they are counted) instead of stopping."""
 
     @model_validator(mode="after")
-    def _positive_views(self) -> Data:
+    def _consistent(self) -> Data:
         if isinstance(self.views, int) and self.views < 1:
             raise ValueError("views must be at least 1, or 'epochs'")
+        if (self.split is not None) != (self.dataset == "split_file"):
+            raise ValueError("split belongs to dataset: split_file, and that needs it")
         return self
 
 
@@ -170,10 +185,28 @@ class Study(Section):
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     note: str = ""
     """Shown at the head of the report."""
+    protocol: Literal["base_to_novel", "cross_dataset", "domain_generalization", "all_classes"] = (
+        "base_to_novel"
+    )
+    """Who learns from what and where it is tested: `protocols.py`."""
+    selection: Literal["strict", "promptkd"] = "strict"
+    """`strict` never sees a test label; `promptkd` takes the best epoch on the test set (5.12)."""
     data: Data
+    """What the student is distilled on and tested on."""
+    source: Data | None = None
+    """What the teacher learns on, for cross_dataset and domain_generalization."""
     teacher: Teacher
     student: Student
     loss: Loss = Loss()
     train: Train = Train()
     search: Search
     compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _needed_source(self) -> Study:
+        needs = self.protocol in ("cross_dataset", "domain_generalization")
+        if needs and self.source is None:
+            raise ValueError(f"protocol {self.protocol} needs a section source: what the teacher learns on")
+        if not needs and self.source is not None:
+            raise ValueError(f"protocol {self.protocol} takes no section source")
+        return self

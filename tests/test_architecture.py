@@ -35,6 +35,7 @@ ALLOWED = {
     "search_space": "|",
     "config": "search_space |",
     "study_file": "config errors search_space |",
+    "protocols": "config |",
     # data
     "data.__init__": "|",
     "data.splits": "errors |",
