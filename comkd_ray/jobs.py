@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from comkd_ray import study_file
-from comkd_ray.cohort import METRIC, Arm
+from comkd_ray.cohort import Arm
 from comkd_ray.config import Study
 from comkd_ray.material import Material, open_material, read_card
 from comkd_ray.progress import Meter
+from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.results import Row, read_records, write_atomic, write_record
 from comkd_ray.search_space import Overrides
 from comkd_ray.train import Ended, EpochReport, Share, fit
@@ -135,7 +136,7 @@ def _with_own(job: Job, records: dict[str, Row]) -> dict[int, list[float]]:
     for one in job.arms:
         for row in records.get(one.arm, {}).get("epochs", ()):
             if row["loss"] is not None:
-                history.setdefault(row["epoch"], []).append(row[METRIC])
+                history.setdefault(row["epoch"], []).append(row[OBJECTIVE])
     return history
 
 
@@ -164,7 +165,7 @@ class _Recorder:
         for one in epoch.ended:
             self.write(one)
         own = {
-            "values": [[row["arm"], row[METRIC]] for row in epoch.rows if row["loss"] is not None],
+            "values": [[row["arm"], row[OBJECTIVE]] for row in epoch.rows if row["loss"] is not None],
             "ended": [one.arm["arm"] for one in epoch.ended],
         }
         parts = self.share.gather(own)
@@ -205,5 +206,6 @@ def asked_columns(study: Study, cohort: str, asked: Asked) -> Row:
 
 def write_failed(study: Study, run: str, cohort: str, asked: Asked, error: str) -> None:
     """Record an arm that ended without a result, and why."""
-    row = {"status": "failed", "error": " ".join(error.split())[:500], "epochs_done": 0}
+    kind = {"protocol": study.protocol, "selection": study.selection}
+    row = kind | {"status": "failed", "error": " ".join(error.split())[:500], "epochs_done": 0}
     write_record(Path(run), row | asked_columns(study, cohort, asked), [])

@@ -23,8 +23,9 @@ from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
 from comkd_ray.material import Card, is_ready, open_photographs, read_card, write_card
-from comkd_ray.optuna_search import METRIC, OptunaArms
+from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.progress import Screen, Watch
+from comkd_ray.protocols import OBJECTIVE, objective_of
 from comkd_ray.results import Row
 from comkd_ray.weights import keep_students
 
@@ -220,7 +221,7 @@ class _Run:
             for name, state in states.items()
         )
         ended, total = len(searcher.records), searcher.total
-        best = "" if searcher.best is None else f", best {METRIC} {searcher.best:.1f}"
+        best = "" if searcher.best is None else f", best {objective_of(self.study)} {searcher.best:.1f}"
         self.screen.show("arms", min(total, ended + running), total, f"{ended}/{total} ended{best}")
 
     def finish(self) -> Outcome:
@@ -236,7 +237,7 @@ class _Run:
             results.compact(self.run)
             report.build(self.run)
         complete = [row for row in rows if row["status"] == "complete"]
-        ranked = sorted(complete, key=lambda row: (row[METRIC], row["arm"]), reverse=True)
+        ranked = sorted(complete, key=lambda row: (row[OBJECTIVE], row["arm"]), reverse=True)
         keep_students(self.run, [row["arm"] for row in ranked[:KEPT_STUDENTS]])
         best = ranked[0] if ranked else None
         failed = sum(row["status"] == "failed" for row in rows)

@@ -47,8 +47,8 @@ def test_a_loaded_student_has_the_test_accuracy_of_its_row(
     images = photographs.part(TEST)
     pixels = pixels_of(photographs.store, images, CENTER, student.clip.image_size, torch.device("cpu"))
     labels = torch.from_numpy(photographs.labels[images])
-    predicted = predict(student.logits(pixels)[None], labels, photographs.base)
-    base, novel = accuracies(predicted, labels, labels, photographs.base)[0]
+    predicted = predict(student.logits(pixels)[None], labels, photographs.groups)
+    base, novel = accuracies(predicted, labels, labels, photographs.groups)[0]
     assert base == pytest.approx(ended.arm["test_base_accuracy"])
     assert novel == pytest.approx(ended.arm["test_novel_accuracy"])
 
