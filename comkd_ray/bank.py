@@ -1,32 +1,33 @@
 """The bank: features of a frozen tower for every (image, view), computed once and memory-mapped.
 
-    $COMKD_CACHE/banks/<key>/features.npy   float16 [V, n, D], not normalised
-    $COMKD_CACHE/banks/<key>/rows.npy       int64 [n], the image of each row
-    $COMKD_CACHE/banks/<key>/card.json      what it holds, its checksum, and the rate it was made at
+A bank is keyed by everything that its numbers depend on and lies in shards (`bank_store.py`), each a
+block of images under all views, so that whoever decodes an image does it once. It is made where it is
+missing, also in part, by any number of processes at once. Arms map it copy-on-write; none of them ever
+runs the teacher.
 
-A bank is keyed by everything that its numbers depend on, built under a lock, renamed when whole and
-checked when opened. Arms map it copy-on-write; none of them ever runs the teacher.
+What is checked: every opening looks at all names, sizes and rows, and reads at most a few shards whole
+(all, of a small bank). `build_bank`, where the tower is at hand, also asks it for a few rows again.
+`comkd-ray bank verify` reads everything.
 
-Shapes: V views, n images, D width.
+Shapes: V views, n images, m images of a shard, D width.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from comkd_ray import bank_store
+from comkd_ray.bank_store import BATCH, Card, Layout
 from comkd_ray.data.pixels import PixelStore, Progress
 from comkd_ray.data.views import center_boxes, render, view_boxes
 from comkd_ray.errors import UserError
@@ -34,33 +35,75 @@ from comkd_ray.study_file import digest
 
 CENTER = 0
 """View of evaluation: resize and centre crop. Seeded views count from 1."""
-BATCH = 64
-FORMAT = 1
+ATTEMPTS = 3  # times a bank that is damaged is made again before the disk is blamed
+SAMPLE_VIEWS, SAMPLE_IMAGES = 2, 4  # asked again where a bank is found
+TOLERANCE = {"cpu": 0.005}
+"""Share of a row's largest feature by which it may differ when asked again: what float16 takes."""
+BFLOAT16 = 0.05  # the same where the tower computes in bfloat16
+
+Images = NDArray[np.int64]
+Encode = Callable[[Images, int], Tensor]
+"""(images, view) -> features `[len(images), D]`, not normalised."""
 
 
 @dataclass(frozen=True)
 class Bank:
     """Features of some images under some views."""
 
-    features: NDArray[np.float16]
-    """`[V, n, D]`, memory-mapped copy-on-write; row k belongs to `rows[k]`."""
-    rows: NDArray[np.int64]
+    folder: Path
+    card: Card
+    rows: Images
     """Image of each row, as an index into the pixel store, ascending."""
-    key: str
-    seconds_per_image: float
-    """What one forward cost when the bank was made, batch included."""
+    maps: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Shards that were asked for, `[V, m, D]` float16, mapped copy-on-write."""
 
-    def take(self, view: int, images: NDArray[np.int64], device: torch.device) -> Tensor:
-        """Features `[len(images), D]` of one view in float32; an image not in the bank is an error."""
+    @property
+    def key(self) -> str:
+        """Name of the bank: hash of what its numbers depend on."""
+        return self.folder.name
+
+    @property
+    def views(self) -> int:
+        """V."""
+        return len(self.card.views)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.card.width
+
+    @property
+    def seconds_per_image(self) -> float:
+        """What one forward cost when the bank was made, batch included."""
+        return self.card.seconds_per_image
+
+    def take(self, view: int, images: Images, device: torch.device) -> Tensor:
+        """Features `[len(images), D]` of one view in float32; an image not in the bank is an error.
+
+        view: its place among the views of the bank, from 0.
+        """
         places = np.searchsorted(self.rows, images)
         assert (self.rows[places] == images).all(), "image is not in the bank"
-        return torch.from_numpy(self.features[view][places]).to(device).float()
+        shards, inside = np.divmod(places, self.card.block)
+        if shards[0] == shards[-1] and (shards == shards[0]).all():
+            found = self.shard(int(shards[0]))[view].index_select(0, torch.from_numpy(inside))
+            return found.to(device).float()
+        found = torch.empty(len(images), self.width, dtype=torch.float16)
+        order = np.argsort(shards, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            part = self.shard(int(shards[group[0]]))[view]
+            found[torch.from_numpy(group)] = part.index_select(0, torch.from_numpy(inside[group]))
+        return found.to(device).float()
 
-
-def cache_root() -> Path:
-    """Where stores, teachers and banks live: $COMKD_CACHE, else the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("COMKD_CACHE") or Path(home) / "comkd-ray").expanduser().absolute()
+    def shard(self, number: int) -> Tensor:
+        """One shard `[V, m, D]`. Once mapped it keeps no file open, so thousands may be."""
+        if number not in self.maps:
+            count = len(self.card.layout.part(number))
+            elements = self.views * count * self.width
+            path, whole = self.folder / self.card.shards[number], self.card.sizes[number] // 2
+            flat = torch.from_file(str(path), shared=False, size=whole, dtype=torch.float16)
+            self.maps[number] = flat[whole - elements :].view(self.views, count, self.width)
+        return self.maps[number]
 
 
 def pixels_of(
@@ -76,94 +119,140 @@ def pixels_of(
 
 def build_bank(
     identity: Sequence[object],
-    encode: Callable[[NDArray[np.int64], int], Tensor],
-    rows: NDArray[np.int64],
+    encode: Encode,
+    rows: Images,
     views: Sequence[int],
     cache: Path,
     progress: Progress,
+    of: dict[str, Any] | None = None,
 ) -> Bank:
-    """The bank of `identity` (tower, data, size), made with `encode` if it is not there yet.
+    """The bank of `identity` (tower, data, size), made with `encode` as far as it is not there yet.
 
-    encode(images, view) -> features `[len(images), D]`. UserError if a feature is not finite.
+    Other processes may build it at the same time. Damage that is found is mended, shard by shard.
+    of: what people are told about it, no part of the key. UserError if a feature is not finite, or
+    the disk is full.
     """
-    key = digest(FORMAT, *identity, list(views), zlib.crc32(np.ascontiguousarray(rows).tobytes()))
-    folder = cache / "banks" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if _read(folder) is None:
-            _build(folder, encode, rows, views, progress)
-    return read_bank(cache, key)
+    key = digest(bank_store.FORMAT, *identity, list(views), zlib.crc32(np.ascontiguousarray(rows).tobytes()))
+    build = _Build(cache / "banks" / key, encode, rows, list(views), of or {}, progress)
+    with bank_store.building(build.folder):
+        for _ in range(ATTEMPTS):
+            made = build.complete()
+            try:
+                bank = read_bank(cache, key)
+            except UserError as error:  # damaged: set aside by now
+                build.say(str(error))
+                continue
+            if made or not build.is_stale(bank):
+                return bank
+    raise UserError(f"{build.folder}: damaged again each time that it was made; check the disk")
 
 
 def read_bank(cache: Path, key: str) -> Bank:
-    """Open a bank that is there. UserError where it is missing or damaged."""
-    bank = _read(cache / "banks" / key)
-    if bank is None:
-        raise UserError(f"{cache}/banks/{key}: missing or damaged; the same command makes it again")
-    return bank
+    """Open a bank that is there. UserError where it is missing or damaged; what is, is set aside."""
+    folder = cache / "banks" / key
+    card, problem = bank_store.read_card(folder), "no card"
+    if card is not None:
+        damages = bank_store.find_damage(folder, card, bank_store.CHECKED)
+        if not damages:
+            bank_store.touch(folder)
+            return Bank(folder, card, bank_store.read_rows(folder))
+        bank_store.set_aside(damages)
+        problem = str(damages[0])
+    raise UserError(f"{folder}: missing or damaged ({problem}); the same command makes it again")
 
 
-def _build(
-    folder: Path,
-    encode: Callable[[NDArray[np.int64], int], Tensor],
-    rows: NDArray[np.int64],
-    views: Sequence[int],
-    progress: Progress,
-) -> None:
-    unfinished = folder.with_suffix(".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    total, done, start = len(rows) * len(views), 0, time.perf_counter()
-    features: NDArray[np.float16] | None = None
-    for slot, view in enumerate(views):
-        for first in range(0, len(rows), BATCH):
-            images = rows[first : first + BATCH]
-            encoded = encode(images, view).half()
-            if not bool(encoded.isfinite().all()):
-                where = f"image {images[0]}, view {view}"
-                raise UserError(f"bank: the tower gives NaN or infinity for {where} (in float16)")
-            if features is None:
-                shape = (len(views), len(rows), encoded.shape[1])
-                features = _create(unfinished / "features.npy", shape)
-            features[slot, first : first + len(images)] = encoded.cpu().numpy()
-            done += len(images)
-            progress("bank", done, total)
-    assert features is not None
-    features.flush()  # type: ignore[attr-defined]
-    np.save(unfinished / "rows.npy", rows)
-    card = {
-        "shape": features.shape,
-        "crc32": _checksum(features, rows),
-        "seconds_per_image": (time.perf_counter() - start) / total,
-    }
-    (unfinished / "card.json").write_text(json.dumps(card), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+@dataclass
+class _Build:
+    """The making of one bank in this process."""
 
+    folder: Path
+    encode: Encode
+    rows: Images
+    views: list[int]
+    of: dict[str, Any]
+    progress: Progress
+    seconds: float = 0.0
+    forwards: int = 0
 
-def _create(path: Path, shape: tuple[int, int, int]) -> NDArray[np.float16]:
-    need, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
-    if need > free:
-        raise UserError(f"{path.parent}: the bank needs {need:,} bytes, {free:,} are free; set COMKD_CACHE")
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    @property
+    def layout(self) -> Layout:
+        return Layout.of(len(self.rows), len(self.views))
 
+    def say(self, line: str) -> None:
+        self.progress(line, 1, 1)
 
-def _read(folder: Path) -> Bank | None:
-    """The bank in `folder`, or None where there is none, or a damaged one."""
-    try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        features = np.load(folder / "features.npy", mmap_mode="c")
-        rows = np.load(folder / "rows.npy")
-        if list(features.shape) != card["shape"] or _checksum(features, rows) != card["crc32"]:
-            return None
-        return Bank(features, rows, folder.name, float(card["seconds_per_image"]))
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
-        return None
+    def complete(self) -> bool:
+        """Make what is missing, and the card; whether there was anything to make."""
+        card = bank_store.read_card(self.folder)
+        if card is not None and all(
+            (self.folder / name).exists() for name in (*card.shards, bank_store.ROWS)
+        ):
+            return False
+        before = None if card is None else card.seconds_per_image
+        bank_store.fill(self.folder, self.layout, self.rows, self.make)
+        seconds = before or self.rate()
+        bank_store.end(self.folder, self.layout, self.views, self.of, seconds)
+        return True
 
+    def rate(self) -> float:
+        """Seconds a forward; where others made every shard, one batch is asked for to know."""
+        if not self.forwards:
+            self.ask(range(min(BATCH, len(self.rows))), self.views[0])
+        return self.seconds / self.forwards
 
-def _checksum(features: NDArray[np.float16], rows: NDArray[np.int64]) -> int:
-    """CRC-32 of all bytes, view by view, so that memory holds one view at most."""
-    value = zlib.crc32(np.ascontiguousarray(rows).tobytes())
-    for view in features:
-        value = zlib.crc32(np.ascontiguousarray(view).tobytes(), value)
-    return value
+    def make(self, shard: int) -> NDArray[np.float16]:
+        """Features `[V, m, D]` of one shard."""
+        part, features = self.layout.part(shard), np.empty(0, np.float16)
+        there = sum(len(self.layout.part(other)) for other in bank_store.shards_there(self.folder))
+        done, total = there * len(self.views), len(self.rows) * len(self.views)
+        for first in range(part.start, part.stop, BATCH):
+            places = range(first, min(first + BATCH, part.stop))
+            for slot, view in enumerate(self.views):  # all views of a batch in turn: it is decoded once
+                said = self.ask(places, view)
+                if not features.size:
+                    bank_store.check_room(self.folder, self.layout, said.shape[1])
+                    features = np.empty((len(self.views), len(part), said.shape[1]), np.float16)
+                features[slot, first - part.start : places.stop - part.start] = said.numpy()
+                done += len(places)
+                self.progress("bank", done, total)
+        return features
+
+    def ask(self, places: range, view: int) -> Tensor:
+        """What the tower says of a batch, in float16 on the CPU. UserError if it is not finite."""
+        images, start = self.rows[places.start : places.stop], time.perf_counter()
+        said = self.encode(images, view).half()
+        if not bool(said.isfinite().all()):
+            where = f"image {images[0]}, view {view}"
+            raise UserError(f"bank: the tower gives NaN or infinity for {where} (in float16)")
+        said = said.cpu()
+        self.seconds += time.perf_counter() - start
+        self.forwards += len(images)
+        return said
+
+    def is_stale(self, bank: Bank) -> bool:
+        """Ask the tower again for a few rows, and set aside what it would not say again.
+
+        That is a damaged shard alone, or the whole bank where files are as they were written.
+        """
+        wrong = self.disagreeing(bank)
+        damages = [d for n in wrong for d in bank_store.check_shard(self.folder / bank.card.shards[n])]
+        if damages:
+            bank_store.set_aside(damages)
+            self.say(f"bank {bank.key}: {damages[0]}; made again")
+        elif wrong:
+            bank_store.forget(self.folder)
+            self.say(f"bank {bank.key}: the tower no longer says what was stored; made again")
+        return bool(wrong)
+
+    def disagreeing(self, bank: Bank) -> list[int]:
+        """Shards with a row, of a sample that hangs on the key, that the tower would not say again."""
+        stream, cpu = np.random.default_rng(int(bank.key, 16)), torch.device("cpu")
+        wrong: set[int] = set()
+        for slot in stream.permutation(len(self.views))[:SAMPLE_VIEWS]:
+            places = np.sort(stream.permutation(len(self.rows))[:SAMPLE_IMAGES])
+            said = self.encode(self.rows[places], self.views[slot])
+            kept = bank.take(int(slot), self.rows[places], cpu)
+            allowed = TOLERANCE.get(said.device.type, BFLOAT16) * kept.abs().amax(1)
+            off = ~((said.float().cpu() - kept).abs().amax(1) <= allowed)  # also where one is NaN
+            wrong |= {int(place) // bank.card.block for place in places[off.numpy()]}
+        return sorted(wrong)

@@ -132,7 +132,7 @@ class Cohort:
 
     def losses(self, batch: Images, epoch: int, place: Tensor, knobs: Knobs) -> dict[str, Tensor]:
         """Loss terms `[A]` on image indices `[S, B]`; `place` `[A]` says which of S an arm takes."""
-        slot = (epoch - 1) % self.material.train_bank.features.shape[0]
+        slot = (epoch - 1) % self.material.train_bank.views
         self.student.train()
         with autocast(self.device):
             raw = self.student.project(self.student.encode(_spread(self._train_inputs(batch, slot), place)))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from comkd_ray import study_file
 from comkd_ray.bank import CENTER, Bank, build_bank, pixels_of
+from comkd_ray.bank_store import Layout
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.data.pixels import Progress
@@ -43,6 +44,12 @@ def view_count(study: Study) -> int:
     searched = [] if space is None else [*(space.bounds or ()), *(space.choice or ())]
     points = [point["train.epochs"] for point in study.search.first if "train.epochs" in point]
     return max([study.train.epochs, *(int(value) for value in (*searched, *points))])
+
+
+def most_shards(study: Study, cache: Path) -> int:
+    """Shards of the largest bank: more processes than that have nothing to do."""
+    images = len(open_photographs(study, cache, lambda *_: None).part(TRAIN))
+    return Layout.of(images, view_count(study)).shards
 
 
 def check(study: Study, cache: Path, progress: Progress) -> list[str]:
@@ -158,8 +165,9 @@ class _Preparation:
             return self.encode(clip, batch, view, visual)
 
         parts = (identity, clip.image_size, self.photographs.store.digest)
+        of = {"model": clip.name, "prompted": visual is not None, "root": self.study.data.root}
         with _timed(self.stages, "bank"):
-            return build_bank(parts, encode, images, views, self.cache, self.progress)
+            return build_bank(parts, encode, images, views, self.cache, self.progress, of)
 
     def encode(self, clip: Clip, images: Images, view: int, visual: Tensor | None) -> Tensor:
         """Features `[len(images), D]` of one view, not normalised."""

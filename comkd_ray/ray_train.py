@@ -50,12 +50,16 @@ def run_group(path: Path, callbacks: list[Any]) -> None:
     )
 
 
-def prepare(run: Path, cache: Path, cpus: float, gpus: float) -> None:
-    """Stage I and the banks in a worker of their own; leaves `material.json` in the run directory."""
+def prepare(run: Path, cache: Path, cpus: float, gpus: float, workers: int) -> None:
+    """Stage I and the banks in workers of their own; leaves `material.json` in the run directory.
+
+    Every worker does the same: locks in the cache let one tune the teacher, and share the shards of
+    the banks among all.
+    """
     config = {"run": str(run), "cache": str(cache), "threads": max(1, int(cpus))}
-    error = run / ERROR
+    error, name = run / ERROR, f"prepare-{time.time_ns()}"
     error.unlink(missing_ok=True)
-    _in_thread(partial(_group, _prepare_loop, config, 1, cpus, gpus, f"prepare-{time.time_ns()}", run, []))
+    _in_thread(partial(_group, _prepare_loop, config, workers, cpus, gpus, name, run, []))
     if error.exists():
         raise UserError(error.read_text(encoding="utf-8"))
 
@@ -126,15 +130,18 @@ def _gather(own: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _prepare_loop(config: dict[str, Any]) -> None:
     import torch
+    from ray import train
 
     from comkd_ray.material import write_card
     from comkd_ray.prepare import prepare as build
     from comkd_ray.progress import Meter
 
     torch.set_num_threads(config["threads"])
-    run = Path(config["run"])
+    run, rank = Path(config["run"]), train.get_context().get_world_rank()
     study = study_file.load(run / "study.yaml")
     try:
-        write_card(run, build(study, Path(config["cache"]), Meter(run, "prepare")))
+        card = build(study, Path(config["cache"]), Meter(run, f"prepare.{rank}"))
+        if rank == 0:
+            write_card(run, card)
     except UserError as error:  # a person's mistake is no crash: hand the words to the driver
         (run / ERROR).write_text(str(error), encoding="utf-8")

@@ -11,6 +11,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 from comkd_ray import cluster, prepare, progress, provenance, ray_train, report, results, study_file
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
-from comkd_ray.bank import cache_root
+from comkd_ray.cache import cache_root
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
@@ -128,7 +129,7 @@ class _Run:
 
     def search(self, slots: int) -> None:
         """Prepare what is missing, then train what is left."""
-        card, records = self.prepare(), results.read_records(self.run)
+        card, records = self.prepare(slots), results.read_records(self.run)
         arms = self.open_arms(card, records)
         again = arms.reconcile(records)
         if again:
@@ -154,13 +155,15 @@ class _Run:
             else:
                 path.unlink(missing_ok=True)
 
-    def prepare(self) -> Card:
+    def prepare(self, slots: int) -> Card:
         """Teacher and banks, in a worker group of their own, unless this run has them already."""
         before = self.known_card()
         if before is not None and is_ready(before, self.cache):
             return before
         compute = self.study.compute
-        ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus)
+        fit = slots * (cluster.workers(compute) or 1)
+        workers = min(fit, prepare.most_shards(self.study, self.cache))
+        ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus, workers)
         card = read_card(self.run)
         if before is not None and card.identity != before.identity:
             write_card(self.run, before)
@@ -206,10 +209,10 @@ class _Run:
     def look(self) -> None:
         """Show how far everything is, and keep the peak of memory."""
         states = progress.read(self.run)
-        prepared = states.pop("prepare", None)
-        if prepared is not None:
-            done, total = prepared["done"], prepared["total"]
-            self.screen.show(prepared["stage"], done, total, f"{done}/{total}")
+        workers = [name for name in states if name.startswith("prepare.")]  # all do the same work
+        furthest = {one["stage"]: one for one in sorted(map(states.pop, workers), key=itemgetter("done"))}
+        for stage, state in furthest.items():
+            self.screen.show(stage, state["done"], state["total"], f"{state['done']}/{state['total']}")
         if self.searcher is not None:
             self.show_arms(self.searcher, states)
         if time.monotonic() - self.measured > MEMORY_EVERY:

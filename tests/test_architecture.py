@@ -35,6 +35,7 @@ ALLOWED = {
     "search_space": "|",
     "config": "search_space |",
     "study_file": "config errors search_space |",
+    "cache": "|",
     "protocols": "config |",
     # data
     "data.__init__": "|",
@@ -49,13 +50,15 @@ ALLOWED = {
     "models": "config errors study_file | open_clip safetensors torch",
     "prompts": "errors models | open_clip torch",
     "student": "config losses models prompts | torch",
-    "bank": "data.pixels data.views errors study_file | torch",
     "results": "errors | polars",
+    "bank_store": "errors results |",
+    "bank_care": "bank_store errors |",
+    "bank": "bank_store data.pixels data.views errors study_file | torch",
     "material": "bank config data.datasets data.pixels data.splits errors models protocols results study_file"
     " | safetensors torch",
     "teacher": "config errors losses material models optim prompts | safetensors torch",
-    "prepare": "bank config data.datasets data.pixels data.splits errors losses material metrics models"
-    " prompts protocols student study_file teacher | open_clip torch",
+    "prepare": "bank bank_store config data.datasets data.pixels data.splits errors losses material metrics"
+    " models prompts protocols student study_file teacher | open_clip torch",
     "cohort": "bank config data.datasets losses material metrics models optim prompts protocols results"
     " student | torch",
     "train": "cohort config material protocols results | torch",
@@ -84,9 +87,10 @@ ALLOWED = {
     # top
     "plan": "config data.datasets data.splits errors material models prepare protocols search_space"
     " study_file | open_clip torch",
-    "study_run": "ablation bank cluster config data.datasets errors material optuna_search prepare progress"
+    "study_run": "ablation cache cluster config data.datasets errors material optuna_search prepare progress"
     " plan protocols provenance ray_train report results study_file tune weights |",
-    "cli": "__init__ cluster errors markdown plan progress report results study_file study_run |",
+    "cli_bank": "bank_care cache prepare progress study_file |",
+    "cli": "__init__ cli_bank cluster errors markdown plan progress report results study_file study_run |",
 }
 REPORT_SIDE = (
     "stats", "figure", "plots", "cost_plots", "search_plots", "findings", "markup", "markdown",
@@ -216,6 +220,10 @@ def test_the_command_line_answers_without_heavy_libraries() -> None:
 def test_a_study_file_is_checked_without_heavy_libraries() -> None:
     check = "from comkd_ray import study_file as s; s.load(s.search_spaces() / 'quickstart.yaml')"
     assert not loaded_by(check) & HEAVY
+
+
+def test_looking_after_banks_does_not_load_torch() -> None:
+    assert not loaded_by("import comkd_ray.bank_care") & {"torch", "torchvision", "open_clip", "ray"}
 
 
 def test_a_report_loads_neither_torch_nor_ray() -> None:

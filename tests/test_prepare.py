@@ -63,16 +63,23 @@ def test_the_same_study_gives_the_same_card_on_another_machine(
 def test_a_second_study_of_the_same_pair_builds_nothing(
     make_study: MakeStudy, cache: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Arms of other knobs, searched otherwise: neither tower sees an image and nothing is tuned."""
+    """Arms of other knobs, searched otherwise: the towers see a sample of each bank, nothing is tuned."""
     card, _ = prepared(make_study())
+    work, seen = comkd_ray.prepare.encode_prompted, 0
 
     def again(*_: object) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(comkd_ray.prepare, "encode_prompted", again)
+    def count(clip: Clip, pixels: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
+        nonlocal seen
+        seen += len(pixels)
+        return work(clip, pixels, visual)
+
+    monkeypatch.setattr(comkd_ray.prepare, "encode_prompted", count)
     monkeypatch.setattr(comkd_ray.prepare, "fit_teacher", again)
     other = make_study({"study": "other", "loss.temperature": 3.0, "train.lr": 0.5, "search.arms": 9})
     assert lasting(prepare(other, cache, quiet)) == lasting(card)
+    assert seen == 4 + 4 + 8 + 4  # images of four banks, the training images under two views
 
 
 @pytest.mark.parametrize(
@@ -268,7 +275,7 @@ def test_banks_hold_what_training_asks_for(make_study: MakeStudy, prepared: Prep
         (card.student_banks[1], 1, 16, photographs.evaluated),
     ):
         bank = read_bank(cache, key)
-        assert bank.features.shape == (views, len(images), width)
+        assert (bank.views, bank.width) == (views, width)
         assert bank.rows.tolist() == images.tolist()
 
 

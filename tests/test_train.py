@@ -688,7 +688,7 @@ class Online:
     """A bank of two views that holds what was said just now."""
 
     def __init__(self, said: Tensor, batch: Any) -> None:
-        self.said, self.batch, self.features = said, batch, np.empty((2, 0, 0))
+        self.said, self.batch, self.views = said, batch, 2
 
     def take(self, view: int, images: Any, device: torch.device) -> Tensor:
         assert (images == self.batch).all()
