@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch.testing import assert_close
 
 import comkd_ray.prepare
+from comkd_ray import bank_store
 from comkd_ray.bank import read_bank
 from comkd_ray.cohort import Arm
 from comkd_ray.config import Study
@@ -30,7 +32,7 @@ from comkd_ray.material import (
     write_card,
 )
 from comkd_ray.models import Clip
-from comkd_ray.prepare import check, imagenet_templates, prepare, view_count
+from comkd_ray.prepare import check, imagenet_templates, most_shards, prepare, view_count
 from comkd_ray.train import EpochReport, fit
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -155,6 +157,40 @@ def test_a_preparation_that_was_interrupted_goes_on(
         with pytest.raises(KeyboardInterrupt):
             prepare(study, tmp_path, quiet)
     assert lasting(prepare(study, tmp_path, quiet)) == lasting(prepared(study)[0])
+
+
+def prepare_into(study: Study, cache: Path, card: Path) -> None:
+    """What one worker of several does."""
+    torch.cuda.is_available = lambda: False
+    write_card(card, prepare(study, cache, quiet))
+
+
+def test_workers_that_prepare_side_by_side_end_with_the_same_card(
+    make_study: MakeStudy, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tunes the teacher, the shards are shared; each has what a worker alone has."""
+    monkeypatch.setattr(bank_store, "SHARD", 1)
+    study = make_study(QUICK)
+    runs = [tmp_path / "one", tmp_path / "two"]
+    fork = get_context("fork")
+    workers = [fork.Process(target=prepare_into, args=(study, tmp_path / "cache", run)) for run in runs]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert lasting(read_card(runs[0])) == lasting(read_card(runs[1])) == lasting(prepared(study)[0])
+    assert len(list((tmp_path / "cache" / "teachers").glob("*/card.json"))) == 1
+
+
+def test_no_more_workers_prepare_than_the_largest_bank_has_shards(
+    make_study: MakeStudy, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study({"data.views": 3})
+    assert most_shards(study, cache) == 1
+    monkeypatch.setattr(bank_store, "SHARD", 1)
+    monkeypatch.setattr(bank_store, "BATCH", 8)
+    assert most_shards(study, cache) == 4  # 32 training images
 
 
 def test_a_card_is_left_in_the_run_and_read_back(
