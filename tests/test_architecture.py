@@ -65,7 +65,7 @@ ALLOWED = {
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress results search_space study_file train weights | torch",
     "optuna_search": "config results search_space study_file | optuna",
-    "ablation": "config optuna_search results search_space |",
+    "ablation": "config optuna_search results search_space study_file |",
     "cluster": "config errors | ray",
     "ray_train": "errors jobs material prepare progress results study_file train | ray ray.train torch",
     "tune": "cluster config jobs material optuna_search ray_train results search_space study_file"
