@@ -69,7 +69,7 @@ ALLOWED = {
     "cluster": "config errors | ray",
     "ray_train": "errors jobs material prepare progress results study_file train | ray ray.train torch",
     "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
-    " study_file | ray ray.tune",
+    " study_file weights | ray ray.tune",
     # report
     "stats": "| polars scipy",
     "markdown": "results stats | polars",
