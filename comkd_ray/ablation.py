@@ -4,27 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 
-from comkd_ray import search_space
 from comkd_ray.config import Study
 from comkd_ray.optuna_search import Proposal
 from comkd_ray.results import Row
 from comkd_ray.search_space import Overrides
-from comkd_ray.study_file import flatten
-
-
-def cells(study: Study) -> list[Overrides]:
-    """The arms of a grid or a list, in order.
-
-    A list holds every arm of `search.first` in every cell of the space. A key that any of these arms
-    names is in all of them, with the study's own value where an arm leaves it out: so all rows name
-    the same searched keys, and arms of one seed can be paired.
-    """
-    of_space = list(search_space.grid(study.search.space))
-    if study.search.sampler == "grid":
-        return of_space
-    own, first = flatten(study.model_dump(mode="json")), study.search.first
-    named = dict.fromkeys(key for point in first for key in point)
-    return [{key: point.get(key, own[key]) for key in named} | cell for point in first for cell in of_space]
+from comkd_ray.study_file import cells
 
 
 class GridArms:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from comkd_ray import study_file
-from comkd_ray.cohort import METRIC, Arm
+from comkd_ray.cohort import Arm
 from comkd_ray.config import Study
 from comkd_ray.material import Material, open_material, read_card
 from comkd_ray.progress import Meter
+from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.results import Row, read_records, write_atomic, write_record
 from comkd_ray.search_space import Overrides
 from comkd_ray.train import Ended, EpochReport, Share, fit
@@ -101,8 +103,8 @@ def _shared(run: str, cache: str) -> tuple[Study, Material]:
 def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa: B008  (frozen)
     """Carry out a work order, or this process's share of it.
 
-    Arms that ended before are left out. Alone, an error ends the arms it hit as failed and keeps
-    the process; in a group it is raised, as the other processes would wait for ever.
+    Arms that ended before are left out. An error ends the arms of its structure as failed, in all
+    processes of the group, and the next structure goes on.
     """
     job = read_job(path)
     torch.set_num_threads(job.threads)
@@ -117,16 +119,32 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
     ]
     groups = partition(arms)
     for index, group in enumerate(groups):
-        recorder = _Recorder(job, study, material.photographs.table.classes, report, share)
+        heard = replace(share, gather=partial(_gather_or_raise, share))
+        recorder = _Recorder(job, study, material.photographs.table.classes, report, heard)
         meter = Meter(Path(job.run), f"{job.cohort}.{share.rank}")
         steps = partial(_step, meter, index, len(groups))
         try:
-            fit(group, material, recorder.epoch, history, share, steps)
+            fit(group, material, recorder.epoch, history, heard, steps)
         except (RuntimeError, ValueError, ArithmeticError) as error:
-            if share.size > 1 or isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+            if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
                 raise  # no fault of the arm: the process is not to be trusted any more
-            recorder.fail(group, error)
+            if not isinstance(error, _PeerError):
+                share.gather({"error": f"{type(error).__name__}: {error}"})
+            recorder.fail(group[share.rank :: share.size], error)
     report({"done": True})
+
+
+class _PeerError(RuntimeError):
+    """Another process of the group failed; these are its words."""
+
+
+def _gather_or_raise(share: Share, own: Row) -> list[Row]:
+    """Gather, and fail with the process that failed: it says so where the others wait for it."""
+    parts = share.gather(own)
+    for part in parts:
+        if "error" in part:
+            raise _PeerError(part["error"])
+    return parts
 
 
 def _with_own(job: Job, records: dict[str, Row]) -> dict[int, list[float]]:
@@ -135,7 +153,7 @@ def _with_own(job: Job, records: dict[str, Row]) -> dict[int, list[float]]:
     for one in job.arms:
         for row in records.get(one.arm, {}).get("epochs", ()):
             if row["loss"] is not None:
-                history.setdefault(row["epoch"], []).append(row[METRIC])
+                history.setdefault(row["epoch"], []).append(row[OBJECTIVE])
     return history
 
 
@@ -159,25 +177,30 @@ class _Recorder:
     ) -> None:
         self.job, self.study, self.classes, self.report, self.share = job, study, classes, report, share
         self.ended: set[str] = set()
+        self.untold: list[str] = []
+        """Arms with a record that no report has named yet."""
 
     def epoch(self, epoch: EpochReport) -> None:
         for one in epoch.ended:
             self.write(one)
-        own = {
-            "values": [[row["arm"], row[METRIC]] for row in epoch.rows if row["loss"] is not None],
-            "ended": [one.arm["arm"] for one in epoch.ended],
-        }
-        parts = self.share.gather(own)
+        values = [[row["arm"], row[OBJECTIVE]] for row in epoch.rows if row["loss"] is not None]
+        self.tell(epoch.epoch, values)
+
+    def tell(self, epoch: int, own: list[list[Any]]) -> None:
+        """One report of what all processes of the group have."""
+        parts = self.share.gather({"values": own, "ended": self.untold})
+        self.untold = []
         values = [pair for part in parts for pair in part["values"]]
-        ended = [arm for part in parts for arm in part["ended"]]
-        self.report({"epoch": epoch.epoch, "values": values, "ended": ended})
+        self.report({"epoch": epoch, "values": values, "ended": [arm for p in parts for arm in p["ended"]]})
 
     def fail(self, arms: Sequence[Arm], error: Exception) -> None:
         """Record arms that an error ended; those that had ended before stay as they are."""
         lost = [one for one in self.job.arms if one.arm in {arm.arm for arm in arms} - self.ended]
         for one in lost:
-            write_failed(self.study, self.job.run, self.job.cohort, one, f"{type(error).__name__}: {error}")
-        self.report({"epoch": 0, "values": [], "ended": [one.arm for one in lost]})
+            words = str(error) if isinstance(error, _PeerError) else f"{type(error).__name__}: {error}"
+            write_failed(self.study, self.job.run, self.job.cohort, one, words)
+            self.untold.append(one.arm)
+        self.tell(0, [])
 
     def write(self, ended: Ended) -> None:
         """Add what the order says of the arm, and store its record for good."""
@@ -188,6 +211,7 @@ class _Recorder:
             save_student(run, asked.arm, study, ended.state, self.classes)
         write_record(run, row, ended.epochs)
         self.ended.add(asked.arm)
+        self.untold.append(asked.arm)
 
 
 def asked_columns(study: Study, cohort: str, asked: Asked) -> Row:
@@ -205,5 +229,6 @@ def asked_columns(study: Study, cohort: str, asked: Asked) -> Row:
 
 def write_failed(study: Study, run: str, cohort: str, asked: Asked, error: str) -> None:
     """Record an arm that ended without a result, and why."""
-    row = {"status": "failed", "error": " ".join(error.split())[:500], "epochs_done": 0}
+    kind = {"protocol": study.protocol, "selection": study.selection}
+    row = kind | {"status": "failed", "error": " ".join(error.split())[:500], "epochs_done": 0}
     write_record(Path(run), row | asked_columns(study, cohort, asked), [])

@@ -173,16 +173,16 @@ class StudentCohort(nn.Module):
         """Logits `[A, B, C]` of unit features `[A, B, D]` over all classes (PAPER 1.7, 5.1)."""
         return self.clip.logit_scale * self.fuse(image, self.text) @ self.text.T
 
-    def half_logits(self, image: Tensor, base: int) -> Tensor:
-        """Logits `[A, B, C]` where each half of the classes is evaluated alone (PAPER 1.16).
+    def group_logits(self, image: Tensor, groups: Sequence[range]) -> Tensor:
+        """Logits `[A, B, C]` where each group of classes is evaluated alone (PAPER 1.16).
 
-        With `attention_keys: evaluated` the attention sees only the half's classes too.
+        With `attention_keys: evaluated` the attention sees only the group's classes too.
         """
         if self.config.attention_keys == "all" or not self.any_attention:
             return self.logits(image)
-        halves = (self.text[:base], self.text[base:])
+        texts = [self.text[group.start : group.stop] for group in groups]
         scale = self.clip.logit_scale
-        return torch.cat([scale * self.fuse(image, half) @ half.T for half in halves], dim=-1)
+        return torch.cat([scale * self.fuse(image, text) @ text.T for text in texts], dim=-1)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -245,6 +245,21 @@ def variants(study: Study) -> list[Study]:
     return [study, *(resolve(study, point) for point in (*points, *study.search.first))]
 
 
+def cells(study: Study) -> list[Overrides]:
+    """The arms of a grid or a list, in order.
+
+    A list holds every arm of `search.first` in every cell of the space. A key that any of these arms
+    names is in all of them, with the study's own value where an arm leaves it out: so all rows name
+    the same searched keys, and arms of one seed can be paired.
+    """
+    of_space = list(search_space.grid(study.search.space))
+    if study.search.sampler == "grid":
+        return of_space
+    own, first = flatten(study.model_dump(mode="json")), study.search.first
+    named = dict.fromkeys(key for point in first for key in point)
+    return [{key: point.get(key, own[key]) for key in named} | cell for point in first for cell in of_space]
+
+
 def resolve(study: Study, overrides: Overrides, origin: str = "arm") -> Study:
     """The study with an arm's values in place. UserError names a value that does not fit."""
     tree = study.model_dump(mode="json")

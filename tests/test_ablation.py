@@ -10,9 +10,10 @@ import outer
 import pytest
 
 from comkd_ray import jobs, study_file
-from comkd_ray.ablation import GridArms, cells
+from comkd_ray.ablation import GridArms
 from comkd_ray.config import Study
 from comkd_ray.search_space import Overrides
+from comkd_ray.study_file import cells
 
 Tree = dict[str, Any]
 SEEDS: Tree = {**outer.GRID, "train.seed": {"choice": [1, 2, 3]}}

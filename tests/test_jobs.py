@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -267,13 +270,63 @@ def test_a_long_error_is_cut(order: Callable[..., Job], run: Path, monkeypatch: 
     assert len(results.read_records(run)["arm0"]["arm"]["error"]) == 500
 
 
-def test_in_a_group_an_error_is_raised_for_the_others_to_hear(
-    order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch
+def in_two_processes(job: Job) -> list[list[Tree]]:
+    """What each of two processes of a group reports; threads stand for them, and meet as they do."""
+    meeting, parts = threading.Barrier(2, timeout=60), [[{}, {}], [{}, {}]]
+    turn = [0, 0]
+
+    def gather(rank: int, own: Tree) -> list[Tree]:
+        parts[turn[rank] % 2][rank] = own
+        meeting.wait()
+        both = list(parts[turn[rank] % 2])
+        turn[rank] += 1
+        return both
+
+    path, reports = jobs.write_job(job), ([], [])
+
+    def process(rank: int) -> None:
+        jobs.run_job(path, reports[rank].append, Share(rank, 2, partial(gather, rank)))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(process, (0, 1)))
+    return list(reports)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_in_a_group_an_error_of_one_process_ends_the_structure_in_all(
+    order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch, rank: int, epoch: int
 ) -> None:
-    break_down(monkeypatch, layers=2, epoch=1)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        carry_out(order({}, {"train.seed": 2}), Share(0, 2, lambda own: [own, own]))
-    assert results.read_records(run) == {}
+    """arm0 and arm1 are of one structure, in a process each; arm2 and arm3 are of the next.
+
+    In the last epoch the other process has stored its arm before it hears of the error.
+    """
+
+    def broken_fit(
+        arms: list[Arm], material: Any, report: Any, history: Any, share: Share, meter: Any
+    ) -> None:
+        def tell(said: EpochReport) -> None:
+            if said.epoch == epoch and share.rank == rank and arms[0].study.student.projector_layers == 1:
+                raise RuntimeError("out of memory:\n  tried to allocate\n  more")
+            report(said)
+
+        fit(arms, material, tell, history, share, meter)
+
+    monkeypatch.setattr(jobs, "fit", broken_fit)
+    one_layer = {"student.projector_layers": 1}
+    job = order(one_layer, one_layer | {"train.seed": 2}, {}, {"train.seed": 2}, protected=(0, 1, 2, 3))
+    first, second = in_two_processes(job)
+    assert first == second
+    assert {"epoch": 0, "values": [], "ended": ["arm0", "arm1"]} in first
+    records = results.read_records(run)
+    ends = {arm: (one["arm"]["status"], one["arm"]["error"]) for arm, one in records.items()}
+    hit, other = ("arm0", "arm1") if rank == 0 else ("arm1", "arm0")
+    assert ends == {
+        hit: ("failed", OUT_OF_MEMORY),
+        other: ("failed", OUT_OF_MEMORY) if epoch == 1 else ("complete", None),
+        "arm2": ("complete", None),
+        "arm3": ("complete", None),
+    }
 
 
 def test_an_arm_whose_loss_is_not_finite_fails_and_the_others_go_on(
