@@ -113,6 +113,14 @@ def test_a_list_is_crossed_with_its_space(tmp_path: Path) -> None:
     assert list(ask_all(opened(study)).values()) == expected
 
 
+def test_rows_of_a_list_name_the_same_searched_keys_so_that_seeds_pair(tmp_path: Path) -> None:
+    study = listed(tmp_path, space={"train.seed": {"choice": [1, 2]}})
+    rows = [jobs.asked_columns(study, "cohort", jobs.Asked("arm", 0, cell)) for cell in cells(study)]
+    assert [row["searched"] for row in rows] == [sorted([*OWN, "train.seed"])] * 6
+    assert [row["seed"] for row in rows] == [1, 2] * 3
+    assert [row["student.alpha"] for row in rows[:4]] == ["scalar"] * 2 + ["vector"] * 2
+
+
 def test_an_arm_of_a_list_with_a_record_is_left_out(tmp_path: Path) -> None:
     study = listed(tmp_path)
     asked = ask_all(opened(study))
