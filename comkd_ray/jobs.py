@@ -103,8 +103,9 @@ def _shared(run: str, cache: str) -> tuple[Study, Material]:
 def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa: B008  (frozen)
     """Carry out a work order, or this process's share of it.
 
-    Arms that ended before are left out. An error ends the arms of its structure as failed, in all
-    processes of the group, and the next structure goes on.
+    Arms that ended before are left out. Arms that do not fit into memory together are trained in
+    two halves, one after the other. Any other error ends the arms of its structure as failed, in
+    all processes of the group, and the next structure goes on.
     """
     job = read_job(path)
     torch.set_num_threads(job.threads)
@@ -117,25 +118,47 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
         for one in job.arms
         if one.arm not in finished
     ]
-    groups = partition(arms)
-    for index, group in enumerate(groups):
-        heard = replace(share, gather=partial(_gather_or_raise, share))
-        recorder = _Recorder(job, study, material.photographs.table.classes, report, heard)
-        meter = Meter(Path(job.run), f"{job.cohort}.{share.rank}")
-        steps = partial(_step, meter, index, len(groups))
+    heard = replace(share, gather=partial(_gather_or_raise, share))
+    recorder = _Recorder(job, study, material.photographs.table.classes, report, heard)
+    meter = Meter(Path(job.run), f"{job.cohort}.{share.rank}")
+    waiting, done = partition(arms), 0
+    while waiting:
+        group = waiting.pop(0)
+        steps = partial(_step, meter, done, done + 1 + len(waiting))
         try:
             fit(group, material, recorder.epoch, history, heard, steps)
-        except (RuntimeError, ValueError, ArithmeticError) as error:
-            if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
-                raise  # no fault of the arm: the process is not to be trusted any more
-            if not isinstance(error, _PeerError):
-                share.gather({"error": f"{type(error).__name__}: {error}"})
-            recorder.fail(group[share.rank :: share.size], error)
+        except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+            failure = _agree(error, share)
+            rest = recorder.open_arms(group) if failure.too_large else []
+            if len(rest) > 1:
+                waiting[:0] = [rest[::2], rest[1::2]]
+                continue
+            recorder.fail(group[share.rank :: share.size], str(failure))
+        done += 1
     report({"done": True})
 
 
-class _PeerError(RuntimeError):
-    """Another process of the group failed; these are its words."""
+class _GroupError(RuntimeError):
+    """What ended a structure: this process's own error, or what another of the group says of its."""
+
+    def __init__(self, words: str, too_large: bool) -> None:
+        super().__init__(words)
+        self.too_large = too_large
+
+
+def _agree(error: Exception, share: Share) -> _GroupError:
+    """The failure that all processes of the group act on; an error of the device is raised.
+
+    After one, the process is not to be trusted any more. Memory is told apart: it is no fault of an arm.
+    """
+    if isinstance(error, _GroupError):
+        return error
+    too_large = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    if "CUDA" in str(error) and not too_large:
+        raise error
+    failure = _GroupError(f"{type(error).__name__}: {error}", too_large)
+    share.gather({"error": str(failure), "too_large": too_large})
+    return failure
 
 
 def _gather_or_raise(share: Share, own: Row) -> list[Row]:
@@ -143,7 +166,7 @@ def _gather_or_raise(share: Share, own: Row) -> list[Row]:
     parts = share.gather(own)
     for part in parts:
         if "error" in part:
-            raise _PeerError(part["error"])
+            raise _GroupError(part["error"], part["too_large"])
     return parts
 
 
@@ -170,7 +193,7 @@ def _step(meter: Meter, index: int, groups: int, done: int, total: int) -> None:
 
 
 class _Recorder:
-    """Turns what `fit` says into durable records, then into one small report of the whole group."""
+    """Turns what `fit` says into durable records, then into small reports of all processes."""
 
     def __init__(
         self, job: Job, study: Study, classes: tuple[str, ...], report: Report, share: Share
@@ -193,11 +216,15 @@ class _Recorder:
         values = [pair for part in parts for pair in part["values"]]
         self.report({"epoch": epoch, "values": values, "ended": [arm for p in parts for arm in p["ended"]]})
 
-    def fail(self, arms: Sequence[Arm], error: Exception) -> None:
+    def open_arms(self, arms: Sequence[Arm]) -> list[Arm]:
+        """Those that have not ended, in this process or another of the group."""
+        own = [arm for part in self.share.gather({"ended": sorted(self.ended)}) for arm in part["ended"]]
+        return [arm for arm in arms if arm.arm not in own]
+
+    def fail(self, arms: Sequence[Arm], words: str) -> None:
         """Record arms that an error ended; those that had ended before stay as they are."""
         lost = [one for one in self.job.arms if one.arm in {arm.arm for arm in arms} - self.ended]
         for one in lost:
-            words = str(error) if isinstance(error, _PeerError) else f"{type(error).__name__}: {error}"
             write_failed(self.study, self.job.run, self.job.cohort, one, words)
             self.untold.append(one.arm)
         self.tell(0, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 
 import outer
 import pytest
+import torch
 
 from comkd_ray import jobs, prepare, results, study_file
 from comkd_ray.cohort import Arm
@@ -327,6 +329,61 @@ def test_in_a_group_an_error_of_one_process_ends_the_structure_in_all(
         "arm2": ("complete", None),
         "arm3": ("complete", None),
     }
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch, room: int) -> list[int]:
+    """Let memory hold no more than `room` arms at once; the list says how many arms each try had."""
+    tries: list[int] = []
+
+    def narrow_fit(arms: list[Arm], *rest: Any) -> None:
+        tries.append(len(arms))
+        if len(arms) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        fit(arms, *rest)
+
+    monkeypatch.setattr(jobs, "fit", narrow_fit)
+    return tries
+
+
+def scores(run: Path) -> dict[str, float]:
+    return {arm: one["arm"].get("objective", -1) for arm, one in results.read_records(run).items()}
+
+
+def test_arms_that_do_not_fit_into_memory_are_trained_in_halves(
+    order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [{"train.seed": seed} for seed in range(1, 6)]
+    job = order(*overrides, protected=(0, 1, 2, 3, 4))
+    carry_out(job)
+    whole = scores(run)
+    shutil.rmtree(run / "records")
+    tries = narrow(monkeypatch, room=2)
+    carry_out(job)
+    assert tries == [5, 3, 2, 1, 2]
+    assert scores(run) == pytest.approx(whole)
+
+
+def test_an_arm_that_alone_does_not_fit_fails_and_says_so(
+    order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow(monkeypatch, room=0)
+    carry_out(order({}, {"train.seed": 2}))
+    errors = {one["arm"]["error"] for one in results.read_records(run).values()}
+    assert errors == {"OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB"}
+
+
+def test_an_error_of_the_device_is_raised(
+    order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is broken: the driver starts the cohort again in another one."""
+
+    def broken_fit(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(jobs, "fit", broken_fit)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        carry_out(order({}))
+    assert results.read_records(run) == {}
 
 
 def test_an_arm_whose_loss_is_not_finite_fails_and_the_others_go_on(
