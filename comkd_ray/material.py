@@ -125,7 +125,7 @@ class Material:
 def open_photographs(study: Study, cache: Path, progress: Progress) -> Photographs:
     """Read the data set and its pixel store, decoding the images if that was never done."""
     data = study.data
-    table = open_dataset(data.dataset, asset_path(data.root), data.split_seed)
+    table = open_dataset(data, asset_path(data.root), progress)
     store = open_store(table, data.side, cache, progress, data.skip_broken)
     table = kept(table, store)
     row = ROWS.get(data.dataset)
