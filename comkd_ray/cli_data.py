@@ -117,7 +117,8 @@ def _tell(found: Inspection) -> None:
             click.echo(f"  {line}")
     for fault in found.faults:
         click.echo(f"fault: {fault}")
-    click.echo(f"{len(found.faults)} faults" if found.faults else "all is right")
+    count = len(found.faults)
+    click.echo(f"{count} fault{'s' if count > 1 else ''}" if count else "all is right")
 
 
 def _cell(value: object) -> str:

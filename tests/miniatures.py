@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -13,6 +14,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+REAL = Path(os.environ.get("COMKD_TEST_DATA", "no-real-data"))
+"""Folder of real copies (`caltech-101/`, `pacs/`); tests that read them are skipped where there is none."""
 PER_CLASS = 10
 """Images a class; where there is an official test part, the last 4 are in it."""
 OFFICIAL = 4

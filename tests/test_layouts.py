@@ -12,7 +12,7 @@ from typing import Any
 import miniatures
 import numpy as np
 import pytest
-from miniatures import Photo
+from miniatures import REAL, Photo
 from scipy.io import savemat
 
 from comkd_ray.config import Data
@@ -21,7 +21,6 @@ from comkd_ray.data.pixels import open_store
 from comkd_ray.data.splits import base_count, parts_of_test_only
 from comkd_ray.errors import UserError
 
-DATA = Path("/work/shared/data")
 SPLIT_SETS = sorted(miniatures.DOWNLOADS)
 OFFICIAL_SETS = ["oxford_pets", "stanford_cars", "sun397", "ucf101"]
 
@@ -475,9 +474,9 @@ def test_a_split_file_lies_in_the_root(split: str, message: str, tmp_path: Path)
 # Real data --------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (DATA / "caltech-101").is_dir(), reason="no copy of Caltech101 here")
+@pytest.mark.skipif(not (REAL / "caltech-101").is_dir(), reason="no copy of Caltech101 here")
 def test_the_real_caltech101_has_its_published_counts_and_our_names_are_those_of_its_split() -> None:
-    root, row = DATA / "caltech-101", ROWS["caltech101"]
+    root, row = REAL / "caltech-101", ROWS["caltech101"]
     table = opened("caltech101", root)
     assert [len(table.select(part)) for part in range(3)] == [row.train, row.val, row.test]
     assert len(table.classes) == row.classes
@@ -488,10 +487,10 @@ def test_the_real_caltech101_has_its_published_counts_and_our_names_are_those_of
     assert tuple(names[label] for label in range(row.classes)) == table.classes
 
 
-@pytest.mark.skipif(not (DATA / "pacs").is_dir(), reason="no copy of PACS here")
+@pytest.mark.skipif(not (REAL / "pacs").is_dir(), reason="no copy of PACS here")
 @pytest.mark.parametrize("domain", ["photo", "sketch"])
 def test_domains_of_pacs_open_by_their_split_files(domain: str) -> None:
-    root, file = DATA / "pacs", f"split_{domain}.json"
+    root, file = REAL / "pacs", f"split_{domain}.json"
     table = opened("split_file", root, split=file)
     listed: Mapping[str, list[Any]] = json.loads((root / file).read_text())
     assert {part: [tuple(row) for row in listed[part]] for part in PARTS} == contents(table)

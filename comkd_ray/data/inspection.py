@@ -36,9 +36,10 @@ class Inspection:
     missing: int = 0
     first_missing: list[str] = field(default_factory=list)
     found: Counts = field(default_factory=dict)
-    """classes, train, val, test, test_base, test_novel; empty where nothing could be read."""
+    """classes, train, val, test, test_base, test_novel, and `all` for a split of our own; empty where
+    nothing could be read."""
     published: Counts = field(default_factory=dict)
-    """The same by PAPER section 6; None where nothing was published, or where an own split cannot agree."""
+    """The same by PAPER section 6; None where nothing was published, or a split of our own cannot agree."""
     faults: list[str] = field(default_factory=list)
     """One line each."""
 
@@ -53,18 +54,26 @@ def inspect(data: Data, root: Path, progress: Progress) -> Inspection:
     found = Inspection(data.dataset, str(root), {name: (root / name).exists() for name in _asked(row)})
     try:
         listing = datasets.list_images(data, root, progress)
+        absent = datasets.missing_images(data, root, listing, progress)
     except UserError as error:
         found.faults.append(str(error))
         return found
     found.split, found.images = listing.split, len(listing.paths)
     own = row.layout == "split file" and not (root / row.split).is_file()
-    _look_for_images(found, datasets.missing_images(data, root, listing, progress))
+    found.missing, found.first_missing = len(absent), absent[:SHOWN]
+    if absent:
+        found.faults.append(
+            f"{len(absent):,} of {found.images:,} listed images are missing, the first is {absent[0]}"
+        )
     try:
         datasets.check_classes(listing)
     except UserError as error:
         found.faults.append(str(error))
-    found.found = _count(listing, row)
-    found.published = _published(row, own)
+    found.found, found.published = _count(listing, row), _published(row)
+    if own:  # it can agree in classes and in the sum of all images, not in parts
+        total = sum(found.published[part] or 0 for part in PARTS)
+        found.published = dict.fromkeys(found.published) | {"classes": row.classes, "all": total}
+        found.found["all"] = len(listing.paths)
     for name, published in found.published.items():
         if published is not None and published != found.found[name]:
             found.faults.append(f"{name}: {found.found[name]:,} found, {published:,} published")
@@ -79,19 +88,11 @@ def _asked(row: Row) -> list[str]:
     return [*lists, *row.images]
 
 
-def _look_for_images(found: Inspection, absent: list[str]) -> None:
-    found.missing, found.first_missing = len(absent), absent[:SHOWN]
-    if absent:
-        found.faults.append(
-            f"{len(absent):,} of {found.images:,} listed images are missing, the first is {absent[0]}"
-        )
-
-
 def _count(listing: Listing, row: Row) -> Counts:
     """Images a part and, in the test part, a half; training images held out for validation count as such."""
     train, val, test = np.bincount(listing.parts, minlength=len(PARTS)).tolist()
     if row.layout == "imagenet":
-        train, val = train + val, 0
+        train, val = train + val, None
     base = splits.base_count(len(listing.classes))
     in_base = int((listing.labels[listing.parts == TEST] < base).sum())
     return {
@@ -101,16 +102,10 @@ def _count(listing: Listing, row: Row) -> Counts:
         PARTS[TEST]: test,
         "test_base": in_base,
         "test_novel": test - in_base,
-        "all": len(listing.paths),
     }
 
 
-def _published(row: Row, own: bool) -> Counts:
-    """A split of our own can agree with the published classes and the sum of all images, not with parts."""
+def _published(row: Row) -> Counts:
     base, novel = row.halves or (None, None)
-    parts: Counts = {PARTS[TRAIN]: row.train, PARTS[VAL]: row.val, PARTS[TEST]: row.test}
-    halves: Counts = {"test_base": base, "test_novel": novel}
-    total = sum(count or 0 for count in parts.values())
-    if own:
-        parts, halves = dict.fromkeys(parts), dict.fromkeys(halves)
-    return {"classes": row.classes, **parts, **halves, "all": total}
+    parts = {PARTS[TRAIN]: row.train, PARTS[VAL]: row.val, PARTS[TEST]: row.test}
+    return {"classes": row.classes, **parts, "test_base": base, "test_novel": novel}
