@@ -12,6 +12,7 @@ import pytest
 from comkd_ray import jobs, study_file
 from comkd_ray.ablation import GridArms
 from comkd_ray.config import Study
+from comkd_ray.data.datasets import ROWS
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import cells
 
@@ -190,11 +191,6 @@ def test_the_eight_reference_rows_are_five_students_beside_three_of_every_report
 
 # The paper's tables -----------------------------------------------------------------------------
 
-CLASSES = {
-    "imagenet": 1000, "caltech101": 100, "oxford_pets": 37, "stanford_cars": 196, "oxford_flowers": 102,
-    "food101": 101, "fgvc_aircraft": 100, "sun397": 397, "dtd": 47, "eurosat": 10, "ucf101": 101,
-    "imagenet_v2": 1000, "imagenet_sketch": 1000, "imagenet_a": 200, "imagenet_r": 200,
-}  # fmt: skip
 LOWER_W = {"oxford_flowers", "fgvc_aircraft", "dtd"}
 SETTINGS = re.compile(r"^#   (\w+) +(data/\S+) +([\d.]+) ", flags=re.M)
 
@@ -212,7 +208,8 @@ def test_the_settings_in_the_head_of_a_paper_table_load_and_hold_promptkds_weigh
         sets = f"data.dataset={dataset}", f"data.root={root}", f"loss.kd_weight={weight}"
         study = study_file.load(path, sets)
         promptkd = 200 if table == "table1" and dataset in LOWER_W else 1000
-        assert study.loss.kd_weight == pytest.approx(promptkd / CLASSES[dataset], rel=2e-4)
+        assert study.loss.kd_weight == pytest.approx(promptkd / ROWS[dataset].classes, rel=2e-4)
+        assert root == f"data/{ROWS[dataset].folder}"
         if dataset == own.data.dataset:
             assert study == own
 

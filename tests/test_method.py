@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from comkd_ray.config import Student, Study
+from comkd_ray.data.datasets import ROWS as DATA_SETS
 from comkd_ray.metrics import harmonic_mean
 
 ROOT = Path(__file__).parent.parent
@@ -153,6 +154,18 @@ def test_steps_of_an_epoch_are_those_of_promptkd(
         with pytest.raises(Enough) as stopped:
             cohort.train_epoch(1, stop)
         assert stopped.value.args == (int(number(total)),)
+
+
+def test_data_sets_are_those_that_the_code_knows() -> None:
+    """PAPER 6.1-6.15, in that order."""
+    for place, row in enumerate(DATA_SETS.values(), start=1):
+        _, folder, _, split, classes, images, halves, template = ROWS[f"6.{place}"]
+        told = [None if count == "-" else int(number(count)) for count in re.findall(r"[\d,]+|-", images)]
+        assert (folder, template, int(classes.split(" ")[0])) == (row.folder, row.template, row.classes)
+        known = [row.test] if row.train is None else [row.train, row.val, row.test]
+        assert told == known
+        assert [int(number(half)) for half in re.findall(r"[\d,]+", halves)] == list(row.halves or ())
+        assert row.layout != "split file" or split == row.split
 
 
 def test_halves_and_test_images_of_the_data_sets_add_up() -> None:
