@@ -28,7 +28,7 @@ from comkd_ray.weights import save_student
 
 SCALARS = ("student.ifalign", "student.edu_attention", "student.attention_scale")
 ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
-SHAPING = ("student.", "train.batch_size", "train.epochs")
+SHAPING = ("student.", "train.batch_size", "train.epochs", "train.precision")
 CONFIG = ("student.", "loss.", "train.")
 
 Report = Callable[[Row], None]

@@ -145,14 +145,15 @@ ENUMERATED = [path for path in SHIPPED if study_file.load(path).search.is_enumer
 def test_a_study_file_has_the_arms_that_its_head_says_and_pairs_them_by_seed(path: Path) -> None:
     study = study_file.load(path)
     arms = ask_all(opened(study))
-    (said,) = re.findall(r"(\d+) arms\.$", path.read_text(), flags=re.M)[:1]
+    said = re.findall(r"(\d+) arms[.,]", path.read_text())[0]
     assert len(arms) == int(said)
     variants: dict[str, set[Any]] = {}
     for cell in arms.values():
         variants.setdefault(str({k: v for k, v in cell.items() if k != "train.seed"}), set()).add(
             cell["train.seed"]
         )
-    assert set(map(frozenset, variants.values())) == {frozenset({1, 2, 3})}
+    (seeds,) = set(map(frozenset, variants.values()))
+    assert len(seeds) >= 3
 
 
 def test_every_reading_differs_from_the_default_in_one_key() -> None:

@@ -49,10 +49,11 @@ ALLOWED = {
     # method
     "losses": "| torch",
     "metrics": "| torch",
-    "optim": "| torch",
+    "precision": "| torch",
+    "optim": "precision | torch",
     "models": "config errors study_file | open_clip safetensors torch",
     "prompts": "errors models | open_clip torch",
-    "student": "config losses models prompts | torch",
+    "student": "config losses models precision prompts | torch",
     "bank": "data.pixels data.views errors study_file | torch",
     "results": "errors | polars",
     "material": "bank config data.datasets data.pixels data.splits errors models protocols results study_file"

@@ -89,6 +89,7 @@ def break_down(monkeypatch: pytest.MonkeyPatch, layers: int, epoch: int) -> None
         ({}, {"loss.temperature": 2.0}, False),
         ({}, {"train.seed": 2}, False),
         ({}, {"train.epochs": 3}, False),
+        ({}, {"train.precision": "float16"}, False),
         ({}, {"student.ifalign": False}, False),
         ({}, {"student.attention_scale": 2.0}, False),
         ({}, {"loss.align_weight": 2.0}, False),
@@ -151,6 +152,7 @@ def test_scalars_flags_and_seeds_may_differ_within_a_group(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "apart",
     [
+        {"train.precision": "float16"},
         {"student.projector_layers": 3},
         {"student.prompt_length": 1},
         {"student.prompt_depth": 1},
