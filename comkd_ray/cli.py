@@ -132,9 +132,9 @@ def report(run: Path, markdown: bool) -> None:
     """Rebuild RUN/report.html from RUN/results alone."""
     if markdown:
         from comkd_ray.markdown import tables
-        from comkd_ray.results import read_arms
+        from comkd_ray.run import read
 
-        click.echo(tables(read_arms(run)))
+        click.echo(tables(read(run)))
         return
     from comkd_ray.report import build
 
