@@ -87,6 +87,10 @@ class Scores(NamedTuple):
         """Whether test labels chose epochs and arms."""
         return self.selection == "promptkd"
 
+    def axis(self, column: str) -> str:
+        """A score as an axis names it; a picture saved from the page says so too where test chose."""
+        return f"{column} (%)" + ", chosen on test" * self.on_test
+
     @property
     def warning(self) -> str:
         """What stands beside every score that test labels chose; empty where none did."""

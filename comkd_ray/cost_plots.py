@@ -44,8 +44,7 @@ class Point(NamedTuple):
 class SizeInfo(NamedTuple):
     """Full-budget arms and the references they are read against."""
 
-    score: str
-    """Column of the scores."""
+    axis: str
     arms: list[Point]
     references: list[Point]
     front_trainable: list[int]
@@ -55,7 +54,8 @@ class SizeInfo(NamedTuple):
 
 def size_info(arms: pl.DataFrame) -> SizeInfo:
     """Accuracy against parameters. Zero-shot stands at the tower alone: total minus trainable."""
-    score = scores_of(arms).headline
+    scores_here = scores_of(arms)
+    score = scores_here.headline
     needed = [score, "trainable_parameters", "total_parameters"]
     rows = full_budget(arms).drop_nulls(needed)
     if rows.is_empty():
@@ -82,7 +82,7 @@ def size_info(arms: pl.DataFrame) -> SizeInfo:
             references.append(Point(name, trainable, total, found, None))
     scores = [point.score for point in points]
     return SizeInfo(
-        score,
+        scores_here.axis(score),
         points,
         references,
         pareto([point.trainable or 0 for point in points], scores),
@@ -113,7 +113,7 @@ def size_plot(info: SizeInfo) -> go.Figure:
         for trace in _points(info, field, seen):
             figure.add_trace(trace, row=row, col=1)
     dress(figure, 620)
-    figure.update_yaxes(title_text=f"{info.score} (%)")
+    figure.update_yaxes(title_text=info.axis)
     figure.update_xaxes(title_text="trainable_parameters", rangemode="tozero", row=1, col=1)
     sizes = [point.total for point in (*info.arms, *info.references) if point.total]
     figure.update_xaxes(

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import plotly.graph_objects as go
 
-from comkd_ray.arms import Method, Row, Scores
+from comkd_ray.arms import Method, Row
 from comkd_ray.words import shown
 
 INK, MUTED, GRID, PAPER = "var(--ink)", "var(--muted)", "var(--grid)", "var(--paper)"
@@ -70,18 +70,6 @@ def dress(figure: go.Figure, height: int) -> go.Figure:
     figure.update_xaxes(automargin=True, title_standoff=10, **line)
     figure.update_yaxes(automargin=True, title_standoff=10, **line)
     return figure
-
-
-def warn(figure: go.Figure, scores: Scores) -> go.Figure:
-    """Write above a figure that test labels chose its arms, also in a saved picture; else leave it."""
-    if not scores.warning:
-        return figure
-    words = scores.warning.replace(": not", ":<br>not").replace("; ", ";<br>")
-    lines = words.count("<br>") + 1
-    title = {"text": words, "x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top"}
-    title |= {"pad": {"t": 4}, "font": {"size": 12, "color": RED}}
-    top, height = 14 + 17 * lines, figure.layout.height + 17 * lines
-    return figure.update_layout(title=title, margin_t=top, height=height)
 
 
 def hover(row: Row, keys: Iterable[str]) -> str:

@@ -165,7 +165,8 @@ def _modules(found: Findings, best: Row) -> list[str]:
     """What may be said about IFAlign and EduAttention."""
     baseline = METHODS[found.baseline]
     if found.paired:
-        return [_paired_sentence(pair) for pair in found.paired]
+        modules = [pair for pair in found.paired if pair.method[0] == found.baseline[0]]
+        return [_paired_sentence(pair) for pair in modules]
     if found.off is None:
         return [
             f"No full-budget arm has both modules off ({baseline}), so nothing here says what "

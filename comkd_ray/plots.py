@@ -56,8 +56,7 @@ class CellInfo(NamedTuple):
 class ModulesInfo(NamedTuple):
     """The 2x2 in the headline score."""
 
-    score: str
-    """Column of the values, in percent."""
+    axis: str
     cells: list[CellInfo]
 
 
@@ -65,14 +64,14 @@ def modules_info(arms: pl.DataFrame) -> ModulesInfo:
     """The four cells of IFAlign x EduAttention, both-off first. NoFigure unless two have an arm."""
     if not has_modules(arms):
         raise NoFigure("The rows do not say which modules each arm had.")
-    score = scores_of(arms).headline
-    cells = [_cell(arms, method, score) for method in module_cells(arms)]
+    scores = scores_of(arms)
+    cells = [_cell(arms, method, scores.headline) for method in module_cells(arms)]
     filled = [METHODS[cell.method] for cell in cells if cell.values]
     if not filled:
         raise NoFigure("No full-budget arm has a test score, so the modules cannot be compared.")
     if len(filled) == 1:
         raise NoFigure(f"All full-budget arms are {filled[0]}: the modules cannot be compared.")
-    return ModulesInfo(score, cells)
+    return ModulesInfo(scores.axis(scores.headline), cells)
 
 
 def _cell(arms: pl.DataFrame, method: Method, score: str) -> CellInfo:
@@ -102,7 +101,7 @@ def modules_plot(info: ModulesInfo) -> go.Figure:
             marker={"color": color, "symbol": symbol, "size": 9, "opacity": 0.85},
             name=METHODS[cell.method],
             showlegend=False,
-            hovertemplate=f"%{{text}}<br>{info.score}: %{{y:.2f}} %<extra></extra>",
+            hovertemplate=f"%{{text}}<br>{info.axis}: %{{y:.2f}}<extra></extra>",
         )
         figure.add_scatter(
             x=_spread(place, len(cell.pruned_values)),
@@ -126,7 +125,7 @@ def modules_plot(info: ModulesInfo) -> go.Figure:
         METHODS[cell.method].replace(" + ", "<br>+ ").replace(" without", "<br>without") for cell in cells
     ]
     counts = [f"{name}<br>n = {len(cell.values)}" for name, cell in zip(names, cells, strict=True)]
-    dress(figure, 430).update_layout(yaxis_title_text=f"{info.score} (%)")
+    dress(figure, 430).update_layout(yaxis_title_text=info.axis)
     figure.update_xaxes(tickvals=list(range(len(cells))), ticktext=counts, tickangle=0)
     figure.update_xaxes(range=(-0.5, len(cells) - 0.5), showgrid=False, zeroline=False)
     return figure
@@ -173,13 +172,13 @@ class Curve(NamedTuple):
 class CurvesInfo(NamedTuple):
     """The curves of a study, and what their scores are."""
 
-    objective: str
+    axis: str
     curves: list[Curve]
 
 
 def curves_info(arms: pl.DataFrame, epochs: pl.DataFrame) -> CurvesInfo:
     """A curve for every arm that ended at least one epoch, the best arm's last (drawn on top)."""
-    best, keys = best_arm(arms), searched_keys(arms)
+    best, keys, scores = best_arm(arms), searched_keys(arms), scores_of(arms)
     parts = {key[0]: rows for key, rows in epochs.group_by("arm")} if len(epochs) else {}
     curves = []
     for row in arms.iter_rows(named=True):
@@ -199,7 +198,7 @@ def curves_info(arms: pl.DataFrame, epochs: pl.DataFrame) -> CurvesInfo:
         )
     if not curves:
         raise NoFigure("No epoch was recorded, so there are no learning curves.")
-    return CurvesInfo(scores_of(arms).objective, sorted(curves, key=lambda curve: curve.best))
+    return CurvesInfo(scores.axis(scores.objective), sorted(curves, key=lambda curve: curve.best))
 
 
 def curves_plot(info: CurvesInfo) -> go.Figure:
@@ -226,7 +225,7 @@ def curves_plot(info: CurvesInfo) -> go.Figure:
             )
         seen.add(kind)
     dress(figure, 520)
-    figure.update_yaxes(title_text=f"{info.objective} (%)", row=1, col=1)
+    figure.update_yaxes(title_text=info.axis, row=1, col=1)
     figure.update_yaxes(title_text="loss", row=2, col=1)
     longest = max(curve.epochs[-1] for curve in info.curves)
     figure.update_xaxes(title_text="epoch", row=2, col=1)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 Status = Literal["VERIFIED", "NOTE", "COMPUTED", "INFERRED", "UNKNOWN"]
 _LETTERS: dict[str, Status] = {"n": "NOTE", "c": "COMPUTED", "i": "INFERRED"}
 
-TEACHER = "PromptSRC ViT-L-14, the teacher"
+TEACHER = "PromptSRC, the teacher"
 AVERAGE = "average"
 """Stands for the data set where a value is the mean over all of its table."""
 

@@ -123,7 +123,7 @@ def _remarks(run: Run, found: Findings) -> Html:
     """What qualifies the numbers, a line each."""
     lines = [arms_by_status(found, run.provenance.get("arms_asked"))]
     if tested := run.images.get("test"):
-        lines.append(f"The test split has {tested} images: one image is {100 / tested:.2g} points or more.")
+        lines.append(f"The test split has {tested:,} images: one image is {100 / tested:.2g} points or more.")
     best = found.best
     if best is not None and (best["epochs_done"] or 0) > 1 and best["best_epoch"] == best["epochs_done"]:
         lines.append("The best arm was best in its last epoch: more train.epochs may still help.")

@@ -82,7 +82,7 @@ def compared_table(lines: Sequence[Compared], scores: Scores) -> Html:
 def top_table(arms: pl.DataFrame) -> Html:
     """The best full-budget arms with the values they searched; a dot where a key was not active."""
     scores, keys = scores_of(arms), searched_keys(arms)
-    tests = [test for test in reversed(scores.tests) if test != scores.objective]
+    tests = [test for test in (scores.headline, *scores.tests[:-1]) if test != scores.objective]
     head = ["number", "arm", *map(breakable, [scores.objective, *tests]), "best epoch", *map(breakable, keys)]
     rows = []
     for row in ranking(arms).head(TOP).iter_rows(named=True):

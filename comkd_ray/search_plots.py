@@ -41,7 +41,8 @@ LINE_SCALE = [[0.0, "#b9a58a"], [0.5, "#8f98a3"], [1.0, "#1f83e0"]]
 
 def objective_label(arms: pl.DataFrame) -> str:
     """What the search maximised, as an axis names it."""
-    return f"{scores_of(arms).objective} (%)"
+    scores = scores_of(arms)
+    return scores.axis(scores.objective)
 
 
 def rebuild_study(arms: pl.DataFrame, space: Space) -> optuna.Study:
@@ -220,7 +221,7 @@ def parallel_info(arms: pl.DataFrame, space: Space) -> ParallelInfo:
     keys = sorted({key for trial in study.get_trials(deepcopy=False) for key in trial.params})
     if not keys:
         raise NoFigure("No key was searched, so there is nothing to draw in parallel.")
-    return ParallelInfo(study, [objective_label(arms), *keys])
+    return ParallelInfo(study, [f"{scores_of(arms).objective} (%)", *keys])
 
 
 def parallel_plot(info: ParallelInfo) -> go.Figure:
