@@ -89,7 +89,7 @@ class Scores(NamedTuple):
 
     def axis(self, column: str) -> str:
         """A score as an axis names it; a picture saved from the page says so too where test chose."""
-        return f"{column} (%)" + ", chosen on test" * self.on_test
+        return f"{column} (%)" + "<br>chosen on test" * self.on_test
 
     @property
     def warning(self) -> str:

@@ -55,6 +55,8 @@ def comparison(study: Study | None, test_images: int | None, rows: list[Referenc
         "the interval is that of our seeds alone. A star marks a harmonic mean that does not follow from its "
         "own base and novel. Compared are protocol, data and towers; epochs, batch size and loss weights may "
         "differ, see study.yaml.",
+        "Status: VERIFIED was read in the published text, NOTE only in a second-hand note; UNKNOWN was "
+        "looked for and not found. PAPER numbers are rows of docs/method.md.",
         selection,
     ]
     return Comparison(gaps(study.protocol, study.data.dataset, rows), [line for line in words if line])

@@ -68,16 +68,16 @@ def paired_table(paired: Sequence[Paired], scores: Scores) -> Table:
 def published_table(gaps: Sequence[Gap], scores: Scores) -> Table:
     """Published scores beside ours, and the gap in the headline."""
     order = " / ".join(scores.names)
-    head = ["method", f"published: {order}", "status", f"ours: {order}", "n", f"gap in {scores.names[-1]}"]
+    head = ["method", f"published: {order}", f"ours: {order}", "n", f"gap in {scores.names[-1]}", INTERVAL]
     rows = []
     for each in gaps:
         means = [DASH] if each.ours is None else [_mean(found) for found in each.ours.estimates]
-        cells = [each.published.method, printed(each.published.values), statuses(each.published.values)]
+        cells = [each.published.method, printed(each.published.values)]
         cells += [" / ".join(means) if each.ours is not None and each.ours.n else DASH]
         cells += [str(each.ours.n) if each.ours is not None else DASH]
         cells += [signed(each.gap.mean if each.gap is not None else None, 2), signed_interval(each.gap)]
-        rows.append([*cells, f"PAPER {each.published.source}"])
-    return Table([*head, INTERVAL, "source"], rows)
+        rows.append([*cells, statuses(each.published.values), f"PAPER {each.published.source}"])
+    return Table([*head, "status", "source"], rows)
 
 
 def ablation_table() -> Table:

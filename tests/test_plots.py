@@ -243,8 +243,8 @@ def test_every_figure_draws_under_every_protocol(tmp_path: Path, kind: tuple[str
         (("all_classes", "strict"), "val_accuracy (%)", "test_accuracy (%)"),
         (
             ("base_to_novel", "promptkd"),
-            "test_base_accuracy (%), chosen on test",
-            "test_harmonic_mean (%), chosen on test",
+            "test_base_accuracy (%)<br>chosen on test",
+            "test_harmonic_mean (%)<br>chosen on test",
         ),
     ],
 )
