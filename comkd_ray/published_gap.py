@@ -51,7 +51,7 @@ def comparison(study: Study | None, test_images: int | None, rows: list[Referenc
         phrases = [*other, *([f"selection {study.selection} (published: promptkd)"] if selection else [])]
         return Comparison([], [f"No gap to published numbers is shown. What differs: {'; '.join(phrases)}."])
     words = [
-        "Gap: ours minus published. The published numbers are means over three seeds without a spread, so "
+        "Gap: ours minus published. PromptKD's are means over three seeds, published without a spread, so "
         "the interval is that of our seeds alone. A star marks a harmonic mean that does not follow from its "
         "own base and novel. Compared are protocol, data and towers; epochs, batch size and loss weights may "
         "differ, see study.yaml.",
