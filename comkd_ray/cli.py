@@ -6,35 +6,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from comkd_ray import __version__
-from comkd_ray.errors import UserError
+from comkd_ray.cli_data import data
+from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED, plain_errors
 
-FAILED, USAGE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
 QUICKSTART = "quickstart"
-
-
-def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """A person's mistake is one line and exit code 2; Ctrl-C is 130."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except UserError as error:
-            click.echo(f"comkd-ray: {error}", err=True)
-            sys.exit(USAGE)
-        except KeyboardInterrupt:
-            click.echo("comkd-ray: interrupted", err=True)
-            sys.exit(INTERRUPTED)
-
-    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,9 +29,11 @@ def main() -> None:
       comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
       comkd-ray report reports/quickstart             rebuild the HTML from the results
+      comkd-ray data check dtd --root DIR             is a data set on disk the published one?
 
     \b
-    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed,
+    5 a data set has faults, 130 interrupted.
     """
 
 
@@ -60,16 +43,18 @@ def main() -> None:
 @click.option("--reports", default="reports", type=click.Path(path_type=Path), show_default=True,
               help="Folder of run directories.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a study that has begun.")
+@click.option("--dry-run", is_flag=True, help="Say who learns from what and what it takes; start nothing.")
 @click.option("--address", help="Ray cluster to join; else $RAY_ADDRESS, else a local Ray starts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
-@_plain_errors
+@plain_errors
 def tune(
     study: Path | None,
     sets: tuple[str, ...],
     reports: Path,
     resume: bool,
+    dry_run: bool,
     address: str | None,
     as_json: bool,
     quiet: bool,
@@ -81,6 +66,9 @@ def tune(
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
     _quiet_libraries(verbose)
+    if dry_run:
+        _show_plan(loaded, as_json)
+        return
     from comkd_ray.cluster import set_environment
 
     set_environment(address)
@@ -99,6 +87,17 @@ def tune(
         sys.exit(FAILED)
     if outcome.failed or outcome.left:
         sys.exit(SOME_FAILED)
+
+
+def _show_plan(study: Any, as_json: bool) -> None:
+    from comkd_ray.plan import make_plan
+
+    plan = make_plan(study)
+    if as_json:
+        click.echo(plan.as_json())
+        return
+    for what, much in plan.lines():
+        click.echo(f"{what:<26} {much}")
 
 
 def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
@@ -127,7 +126,7 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown instead.")
-@_plain_errors
+@plain_errors
 def report(run: Path, markdown: bool) -> None:
     """Rebuild RUN/report.html from RUN/results alone."""
     if markdown:
@@ -139,6 +138,9 @@ def report(run: Path, markdown: bool) -> None:
     from comkd_ray.report import build
 
     click.echo(build(run))
+
+
+main.add_command(data)
 
 
 def _quiet_libraries(verbose: bool) -> None:

@@ -22,18 +22,20 @@ from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.losses import align_loss, kd_loss, normalize, per_arm
 from comkd_ray.material import Material
-from comkd_ray.metrics import accuracies, predict, test_scores, val_scores
+from comkd_ray.metrics import accuracies, predict, scores
 from comkd_ray.models import autocast
 from comkd_ray.optim import SGD, learning_rate
 from comkd_ray.prompts import embed_images, generator
+from comkd_ray.protocols import OBJECTIVE, objective_of, protocol_of
 from comkd_ray.results import Row
 from comkd_ray.student import StudentCohort, trainable_parameters
 
 EVAL_BATCH = 64
-METRIC = "val_harmonic_mean"
-SCORE_PREFIXES = ("val_", "test_")
+SCORE_PREFIXES = ("objective", "val_", "test_")
 
 Images = NDArray[np.int64]
+Shares = tuple[float, ...]
+"""Percent of each group of classes."""
 Meter = Callable[[int, int], None]
 """(steps done, of how many), called every step."""
 
@@ -88,13 +90,14 @@ class Cohort:
             self.student.tensors,
             per_arm([arm.study.train.momentum for arm in arms], self.device),
             per_arm([arm.study.train.weight_decay for arm in arms], self.device),
+            self.student.in_float16,
         )
         self.history: dict[str, list[Row]] = {arm.arm: [] for arm in arms}
         self.best: dict[str, dict[str, Tensor]] = {}
-        """State of each arm at its best epoch by validation."""
+        """State of each arm at its best epoch by the objective."""
         photographs = material.photographs
         self.train_images = photographs.part(TRAIN)
-        self.base = photographs.base
+        self.groups = photographs.groups
 
     # -- training ------------------------------------------------------------------------------
 
@@ -132,13 +135,15 @@ class Cohort:
         """Loss terms `[A]` on image indices `[S, B]`; `place` `[A]` says which of S an arm takes."""
         slot = (epoch - 1) % self.material.train_bank.features.shape[0]
         self.student.train()
-        with autocast(self.device):
+        with autocast(self.device, self.student.precision):
             raw = self.student.project(self.student.encode(_spread(self._train_inputs(batch, slot), place)))
         raw = raw.float()
         image = normalize(raw)
         taught = self.material.train_bank.take(slot, batch.ravel(), self.device).unflatten(0, batch.shape)
         teacher = normalize(taught)
-        teacher_logits = self.material.card.teacher_scale * teacher @ self.material.text.T
+        teacher_logits = self.student.rounded(
+            self.material.card.teacher_scale * teacher @ self.material.text.T
+        )
         kd = kd_loss(self.student.logits(image), _spread(teacher_logits, place), knobs.temperature)
         terms = {"loss": knobs.kd_weight * kd, "loss_kd": kd}
         if knobs.any_align:
@@ -165,7 +170,7 @@ class Cohort:
 
     @torch.no_grad()
     def evaluate(self) -> list[Row]:
-        """Scores of every arm: validation (seen by the search) and test (never seen by it)."""
+        """Scores of every arm: validation, test, and the one of them that the search sees."""
         if not self.arms:
             return []
         photographs = self.material.photographs
@@ -174,24 +179,31 @@ class Cohort:
         predicted = self._predict(images, labels)
         taught = self._teacher_says(images, labels)
         val, test = (torch.from_numpy(photographs.table.parts[images] == part) for part in (VAL, TEST))
-        truth = accuracies(predicted[:, val], labels[val], labels[val], self.base)
-        agreement = accuracies(predicted[:, val], taught[val], labels[val], self.base)
-        tested = accuracies(predicted[:, test], labels[test], labels[test], self.base)
-        return [
-            val_scores(base, novel) | test_scores(*scores)
-            for (base, _), (_, novel), scores in zip(truth, agreement, tested, strict=True)
-        ]
+        truth = accuracies(predicted[:, val], labels[val], labels[val], self.groups)
+        agreement = accuracies(predicted[:, val], taught[val], labels[val], self.groups)
+        tested = accuracies(predicted[:, test], labels[test], labels[test], self.groups)
+        return [self._scores(*of_arm) for of_arm in zip(truth, agreement, tested, strict=True)]
+
+    def _scores(self, truth: Shares, agreement: Shares, tested: Shares) -> Row:
+        """Named scores of one arm; a strict selection sees the labels that its protocol grants."""
+        study = self.arms[0].study
+        protocol = protocol_of(study)
+        labelled = {"base": 1, "all": len(truth), "none": 0}[protocol.labels]
+        seen = scores((*truth[:labelled], *agreement[labelled:]))
+        row: Row = {name: _finite(value) for name, value in zip(protocol.validation, seen, strict=True)}
+        row |= {f"test_{name}": v for name, v in zip(protocol.scores, scores(tested), strict=True)}
+        return {"objective": row[objective_of(study)]} | row
 
     def _predict(self, images: Images, labels: Tensor) -> Tensor:
-        """Predicted classes `[A, M]`, each image within its half."""
+        """Predicted classes `[A, M]`, each image within its group."""
         self.student.eval()
         chosen = []
         for first in range(0, len(images), EVAL_BATCH):
             part = slice(first, first + EVAL_BATCH)
-            with autocast(self.device):
+            with autocast(self.device, self.student.precision):
                 raw = self.student.project(self.student.encode(self._eval_inputs(images[part])))
-            logits = self.student.half_logits(normalize(raw.float()), self.base)
-            chosen.append(predict(logits.cpu(), labels[part], self.base))
+            logits = self.student.group_logits(normalize(raw.float()), self.groups)
+            chosen.append(predict(logits.cpu(), labels[part], self.groups))
         return torch.cat(chosen, dim=1)
 
     def _eval_inputs(self, images: Images) -> Tensor:
@@ -204,7 +216,7 @@ class Cohort:
         """The teacher's own predictions `[M]`."""
         features = normalize(self.material.val_bank.take(0, images, self.device))
         logits = features @ self.material.text.T
-        return predict(logits[None].cpu(), labels, self.base)[0]
+        return predict(logits[None].cpu(), labels, self.groups)[0]
 
     # -- rows and leaving ----------------------------------------------------------------------
 
@@ -228,8 +240,8 @@ class Cohort:
         """Share the wall time of an epoch among the arms that ran it; keep their rows and best states."""
         for index, row in enumerate(rows):
             row["seconds"] = seconds / len(rows)
-            earlier = [one[METRIC] for one in self.history[row["arm"]]]
-            if row["loss"] is not None and row[METRIC] > max(earlier, default=-1.0):
+            earlier = [one[OBJECTIVE] for one in self.history[row["arm"]]]
+            if row["loss"] is not None and row[OBJECTIVE] > max(earlier, default=-1.0):
                 self.best[row["arm"]] = self.student.state(index)
             self.history[row["arm"]].append(row)
 
@@ -239,23 +251,25 @@ class Cohort:
         return [arm for arm, value in values.items() if value < enough and arm not in protected]
 
     def record(self, name: str, status: str) -> tuple[Row, list[Row]]:
-        """The arm's row of `arms` at its best epoch by validation, and its rows of `epochs`."""
+        """The arm's row of `arms` at its best epoch by the objective, and its rows of `epochs`."""
         arm = next(one for one in self.arms if one.arm == name)
         rows, clip, card = self.history[name], self.material.student, self.material.card
         sound = [row for row in rows if row["loss"] is not None]
-        best = max(sound, key=lambda row: (row[METRIC], -row["epoch"]), default=None)
+        best = max(sound, key=lambda row: (row[OBJECTIVE], -row["epoch"]), default=None)
         trainable = trainable_parameters(arm.study, clip, self.material.text.shape[1])
         steps = len(self.train_images) // arm.study.train.batch_size
         spared = len(rows) * steps * arm.study.train.batch_size
-        scores = {key: value for key, value in (best or {}).items() if key.startswith(SCORE_PREFIXES)}
+        reached = {key: value for key, value in (best or {}).items() if key.startswith(SCORE_PREFIXES)}
         row: Row = {
             "arm": name,
+            "protocol": arm.study.protocol,
+            "selection": arm.study.selection,
             "status": status,
             "error": f"loss is not finite in epoch {len(rows)}" if status == "failed" else None,
             "seed": arm.study.train.seed,
             "epochs_done": len(rows),
             "best_epoch": best["epoch"] if best else None,
-            **scores,
+            **reached,
             **card.references,
             "seconds": sum(row["seconds"] for row in rows),
             "teacher_seconds_saved": spared * self.material.train_bank.seconds_per_image,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from comkd_ray.bank import Bank, read_bank
-from comkd_ray.config import Study
+from comkd_ray.config import Data, Study
+from comkd_ray.data import splits
 from comkd_ray.data.datasets import ROWS, TEST, TRAIN, VAL, ImageTable, open_dataset
 from comkd_ray.data.pixels import PixelStore, Progress, kept, open_store
 from comkd_ray.data.splits import base_count
 from comkd_ray.errors import UserError
 from comkd_ray.models import Clip, asset_path, default_device, load_clip
+from comkd_ray.protocols import is_transductive, protocol_of
 from comkd_ray.results import write_atomic
 from comkd_ray.study_file import digest
 
@@ -41,9 +43,11 @@ class Photographs:
     table: ImageTable
     store: PixelStore
     base: int
-    """Number of base classes: labels below it are base (PAPER 5.11)."""
+    """Classes that a teacher may learn: the base ones (PAPER 5.11), all of them without halves."""
     template: str
     """Prompt of the zero-shot models."""
+    transductive: bool = False
+    """The test images, without their labels, are the training images (PAPER 5.14)."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -57,9 +61,15 @@ class Photographs:
         parts = table.classes, table.labels.tolist(), table.parts.tolist()
         return digest(self.store.digest, self.template, *parts)
 
+    @property
+    def groups(self) -> tuple[range, ...]:
+        """Labels of the classes that are evaluated together: base and novel, or all at once."""
+        classes = len(self.table.classes)
+        return tuple(group for group in (range(self.base), range(self.base, classes)) if group)
+
     def part(self, part: int) -> NDArray[np.int64]:
         """Images of one part, ascending."""
-        return self.table.select(part)
+        return self.table.select(TEST if self.transductive and part == TRAIN else part)
 
     @property
     def evaluated(self) -> NDArray[np.int64]:
@@ -123,24 +133,68 @@ class Material:
 
 
 def open_photographs(study: Study, cache: Path, progress: Progress) -> Photographs:
-    """Read the data set and its pixel store, decoding the images if that was never done."""
-    data = study.data
-    table = open_dataset(data.dataset, asset_path(data.root), data.split_seed)
-    store = open_store(table, data.side, cache, progress, data.skip_broken)
-    table = kept(table, store)
-    row = ROWS.get(data.dataset)
-    template = row.template if row else TEMPLATE
-    photographs = Photographs(table, store, base_count(len(table.classes)), template)
+    """What the student learns from and is tested on; decodes the images if that was never done."""
+    table = arranged(study, open_table(study.data, progress))
+    photographs = _store(study.data, table, study, cache, progress)
     _check_parts(photographs, study)
     return photographs
 
 
+def open_source(study: Study, cache: Path, progress: Progress) -> Photographs:
+    """What the teacher learns from: the source, or the study's own data where it has none."""
+    if study.source is None:
+        return open_photographs(study, cache, progress)
+    table = open_table(study.source, progress)
+    if table.test_only:
+        name = study.source.dataset
+        raise UserError(f"source.dataset: {name}: it has test images only, nothing to learn from")
+    return replace(_store(study.source, table, study, cache, progress), transductive=False)
+
+
+def open_table(data: Data, progress: Progress) -> ImageTable:
+    """The checked list of images of a data set, nothing decoded."""
+    return open_dataset(data, asset_path(data.root), progress)
+
+
+def _store(data: Data, table: ImageTable, study: Study, cache: Path, progress: Progress) -> Photographs:
+    store = open_store(table, data.side, cache, progress, data.skip_broken)
+    table = kept(table, store)
+    row = ROWS.get(data.dataset)
+    classes = len(table.classes)
+    base = base_count(classes) if protocol_of(study).has_halves else classes
+    return Photographs(table, store, base, row.template if row else TEMPLATE, is_transductive(study))
+
+
+def arranged(study: Study, table: ImageTable) -> ImageTable:
+    """The table with the parts that the protocol uses.
+
+    A set of test images only is cut into parts, so that no student trains on what it is tested on;
+    where the published habit is asked for, it stays whole (PAPER 5.14).
+    """
+    if not table.test_only or is_transductive(study):
+        return table
+    if not protocol_of(study).has_source:
+        raise UserError(
+            f"data.dataset: {study.data.dataset}: it has test images only; use it as data of protocol"
+            " cross_dataset or domain_generalization"
+        )
+    seed = study.data.split_seed
+    parts = splits.parts_of_test_only(table.labels, seed, table.classes)
+    cut = f"{table.split}; cut 50/20/30 into train/val/test (split_seed {seed})"
+    return replace(table, parts=parts, split=cut)
+
+
 def _check_parts(photographs: Photographs, study: Study) -> None:
-    for part, name in ((TRAIN, "training"), (VAL, "validation"), (TEST, "test")):
+    names = {TRAIN: "training", VAL: "validation", TEST: "test"}
+    if study.selection == "promptkd" and not protocol_of(study).has_halves:
+        del names[VAL]  # nothing is chosen on them
+    for part, name in names.items():
         labels = photographs.labels[photographs.part(part)]
-        for half, inside in (("base", labels < photographs.base), ("novel", labels >= photographs.base)):
-            if not inside.any():
-                raise UserError(f"{study.data.root}: no {name} images of {half} classes")
+        for group in photographs.groups:
+            if not ((labels >= group.start) & (labels < group.stop)).any():
+                raise UserError(
+                    f"{study.data.root}: no {name} images of classes {group.start} to {group.stop - 1}"
+                )
     count = len(photographs.part(TRAIN))
     if count < study.train.batch_size:
         raise UserError(

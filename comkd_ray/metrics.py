@@ -1,11 +1,19 @@
-"""Accuracy on base and novel classes as CoOp counts it (PAPER 5.11, 5.15, 4.13), in percent.
+"""Accuracy as CoOp counts it: groups of classes, each evaluated alone (PAPER 5.11, 5.15, 4.13), in percent.
+
+A protocol with halves has two groups, base and novel classes; any other has one, all classes.
 
 Shapes: A arms, M images, C classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+Groups = Sequence[range]
+"""Labels of the classes that are told apart from each other; together all classes, in order."""
 
 
 def harmonic_mean(base: float, novel: float) -> float:
@@ -13,37 +21,30 @@ def harmonic_mean(base: float, novel: float) -> float:
     return 2 * base * novel / (base + novel) if base > 0 and novel > 0 else 0.0
 
 
-def predict(logits: Tensor, labels: Tensor, base: int) -> Tensor:
-    """Predicted classes `[A, M]` of logits `[A, M, C]`, each image within its own half.
+def scores(shares: Sequence[float]) -> tuple[float, ...]:
+    """Base and novel with their harmonic mean; a single share as it is."""
+    return (*shares, harmonic_mean(*shares)) if len(shares) == 2 else tuple(shares)
 
-    labels `[M]` say the half: the first `base` classes, or the rest (PAPER 5.11).
+
+def predict(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
+    """Predicted classes `[A, M]` of logits `[A, M, C]`, each image within the group of its label `[M]`."""
+    chosen = torch.zeros(logits.shape[:2], dtype=torch.long)
+    for group in groups:
+        inside = in_group(labels, group)
+        chosen[:, inside] = logits[:, inside, group.start : group.stop].argmax(-1) + group.start
+    return chosen
+
+
+def accuracies(predicted: Tensor, target: Tensor, labels: Tensor, groups: Groups) -> list[tuple[float, ...]]:
+    """Percent of `predicted` `[A, M]` equal to `target` `[M]`: a tuple an arm, a number a group.
+
+    A group without images has NaN.
     """
-    chosen_base = logits[..., :base].argmax(-1)
-    chosen_novel = logits[..., base:].argmax(-1) + base
-    return chosen_base.where(labels < base, chosen_novel)
-
-
-def accuracies(predicted: Tensor, target: Tensor, labels: Tensor, base: int) -> list[tuple[float, float]]:
-    """Percent of `predicted` `[A, M]` equal to `target` `[M]`, on base and on novel images, an arm."""
     hits = (predicted == target).double()
-    halves = (labels < base, labels >= base)
-    means = [hits[:, half].mean(-1).mul(100).tolist() for half in halves]
+    means = [hits[:, in_group(labels, group)].mean(-1).mul(100).tolist() for group in groups]
     return list(zip(*means, strict=True))
 
 
-def val_scores(base_accuracy: float, novel_agreement: float) -> dict[str, float]:
-    """What the search may see: base labels, and agreement with the teacher on novel images."""
-    return {
-        "val_base_accuracy": base_accuracy,
-        "val_novel_agreement": novel_agreement,
-        "val_harmonic_mean": harmonic_mean(base_accuracy, novel_agreement),
-    }
-
-
-def test_scores(base_accuracy: float, novel_accuracy: float) -> dict[str, float]:
-    """What the report tells and the search never sees."""
-    return {
-        "test_base_accuracy": base_accuracy,
-        "test_novel_accuracy": novel_accuracy,
-        "test_harmonic_mean": harmonic_mean(base_accuracy, novel_accuracy),
-    }
+def in_group(labels: Tensor, group: range) -> Tensor:
+    """Which of `labels` `[M]` belong to a group."""
+    return (labels >= group.start) & (labels < group.stop)

@@ -38,9 +38,12 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 for matrix products on a GPU; float32 elsewhere (bf16 on most CPUs is far slower)."""
-    if device.type == "cuda":
+def autocast(device: torch.device, precision: str = "mixed") -> contextlib.AbstractContextManager[object]:
+    """bfloat16 for matrix products on a GPU; float32 elsewhere (bf16 on most CPUs is far slower).
+
+    precision: `train.precision`; `float16` rounds float32 by itself, so nothing is cast for it.
+    """
+    if device.type == "cuda" and precision == "mixed":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
@@ -130,7 +133,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
     """Load and freeze the model a study names. UserError for an unknown or unfitting one."""
     import open_clip
 
-    name = _model_name(tower.model)
+    name = model_name(tower.model)
     _check_pretrained(tower, name)
     pretrained = str(asset_path(tower.pretrained)) if tower.pretrained else None
     with _clear_errors(tower):
@@ -152,7 +155,8 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
     return clip
 
 
-def _model_name(model: str) -> str:
+def model_name(model: str) -> str:
+    """A study's name of a model as open_clip takes it. UserError for an unknown one."""
     import open_clip
 
     path = asset_path(model.removeprefix("local-dir:"))

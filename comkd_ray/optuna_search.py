@@ -20,11 +20,11 @@ from optuna.trial import TrialState
 
 from comkd_ray import search_space
 from comkd_ray.config import Study
+from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.results import Row
 from comkd_ray.search_space import Dimension, Overrides, Scalar, Space
 from comkd_ray.study_file import flatten
 
-METRIC = "val_harmonic_mean"
 OWNER = "arm"  # user attribute that ties a trial to its record
 MAX_REPEATS = 200  # proposals in a row that are known already, before a space counts as exhausted
 
@@ -165,10 +165,10 @@ class OptunaArms:
             self.repeats += 1
             trial.set_user_attr("same_as", same_as)
             for row in record["epochs"] if record else ():
-                trial.report(row[METRIC], row["epoch"])
+                trial.report(row[OBJECTIVE], row["epoch"])
         if status == "complete":
             assert record is not None
-            self.optuna.tell(trial, record["arm"][METRIC])
+            self.optuna.tell(trial, record["arm"][OBJECTIVE])
         elif status == "pruned":
             self.optuna.tell(trial, state=TrialState.PRUNED)
         else:
@@ -187,7 +187,7 @@ class OptunaArms:
             if record is not None:
                 for row in record["epochs"]:
                     if row["epoch"] not in frozen.intermediate_values:
-                        trial.report(row[METRIC], row["epoch"])
+                        trial.report(row[OBJECTIVE], row["epoch"])
                 self.tell(frozen.number, record)
                 continue
             params = frozen.system_attrs.get("fixed_params", {}) | frozen.params

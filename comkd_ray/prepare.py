@@ -24,9 +24,10 @@ from comkd_ray.data.splits import few_shot
 from comkd_ray.errors import UserError
 from comkd_ray.losses import normalize
 from comkd_ray.material import METHOD, Card, Photographs, TunedTeacher, open_photographs
-from comkd_ray.metrics import accuracies, predict, test_scores
+from comkd_ray.metrics import accuracies, predict, scores
 from comkd_ray.models import Clip, default_device, load_clip
 from comkd_ray.prompts import check_text_depth, check_visual_depth
+from comkd_ray.protocols import protocol_of
 from comkd_ray.student import has_visual_prompts
 from comkd_ray.study_file import digest
 from comkd_ray.teacher import FewShots, build_teacher, encode_prompted, fit_teacher
@@ -128,9 +129,9 @@ class _Preparation:
         configs = [variant.student for variant in study_file.variants(self.study)]
         if not all(has_visual_prompts(config, self.student) for config in configs):
             own = self.bank(self.student, None, self.student.digest, train, views).key, student_center.key
-        identity = digest(
-            METHOD, photographs.digest, tuned.digest, train_bank.key, val_bank.key, self.student.digest
-        )
+        rules = self.study.protocol, self.study.selection
+        banks = train_bank.key, val_bank.key
+        identity = digest(METHOD, *rules, photographs.digest, tuned.digest, *banks, self.student.digest)
         return Card(
             identity,
             photographs.digest,
@@ -204,19 +205,19 @@ class _Preparation:
             "teacher_zero_shot": (zero_shot, self.teacher.encode_classes(classes, template)),
             "zero_shot": (student, self.student.encode_classes(classes, template)),
         }
+        names = protocol_of(self.study).scores
         return {
-            f"{name}_{score}": value
-            for name, (bank, text) in rows.items()
-            for score, value in test_scores(*self.accuracy(bank, text)).items()
+            f"{reference}_test_{name}": value
+            for reference, (bank, text) in rows.items()
+            for name, value in zip(names, scores(self.accuracy(bank, text)), strict=True)
         }
 
-    def accuracy(self, bank: Bank, text: Tensor) -> tuple[float, float]:
-        """Percent on base and on novel test images."""
-        images = self.photographs.part(TEST)
+    def accuracy(self, bank: Bank, text: Tensor) -> tuple[float, ...]:
+        """Percent on the test images of each group of classes."""
+        images, groups = self.photographs.part(TEST), self.photographs.groups
         labels = torch.from_numpy(self.photographs.labels[images])
         logits = normalize(bank.take(0, images, text.device)) @ text.T
-        predicted = predict(logits[None].cpu(), labels, self.photographs.base)
-        return accuracies(predicted, labels, labels, self.photographs.base)[0]
+        return accuracies(predict(logits[None].cpu(), labels, groups), labels, labels, groups)[0]
 
 
 def imagenet_templates() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,25 @@ from comkd_ray.errors import UserError
 
 Row = dict[str, Any]
 
-SCORES = ("base_accuracy", "novel_accuracy", "harmonic_mean")
-"""Top-1 percent on base and novel classes, and 2BN / (B + N) (PAPER 4.13)."""
+SCORES = ("base_accuracy", "novel_accuracy", "harmonic_mean", "accuracy")
+"""Top-1 percent on base and novel classes and 2BN / (B + N) (PAPER 4.13), or on all classes at once.
+
+Which of them a study has is said by its protocol; the others are null.
+"""
 REFERENCES = ("teacher", "teacher_zero_shot", "zero_shot")
 """Rows beside every arm: the tuned teacher, the teacher's and the student's zero-shot."""
 
+VALIDATION = (
+    "val_base_accuracy",
+    "val_novel_agreement",
+    "val_harmonic_mean",
+    "val_accuracy",
+    "val_agreement",
+)
+
 _SCORE_TYPES = {
-    **dict.fromkeys(("val_base_accuracy", "val_novel_agreement", "val_harmonic_mean"), pl.Float64),
+    "objective": pl.Float64,  # what epochs and arms are chosen by; `protocols.py` names its column
+    **dict.fromkeys(VALIDATION, pl.Float64),
     **{f"test_{score}": pl.Float64 for score in SCORES},
 }
 
@@ -35,11 +47,13 @@ ARMS: dict[str, Any] = {
     "arm": pl.String,  # 12-digit hash of config, data, teacher and method version
     "cohort": pl.String,  # Tune trial it was trained in
     "number": pl.Int64,  # order in which the search asked for it
+    "protocol": pl.String,
+    "selection": pl.String,  # strict, or promptkd: chosen on the test set
     "status": pl.String,  # complete | pruned | failed
     "error": pl.String,  # why it failed, else null
     "seed": pl.Int64,
     "epochs_done": pl.Int64,
-    "best_epoch": pl.Int64,  # epoch of all val_* and test_* here: highest val_harmonic_mean
+    "best_epoch": pl.Int64,  # epoch of all val_* and test_* here: highest objective
     **_SCORE_TYPES,
     **{f"{ref}_test_{score}": pl.Float64 for ref in REFERENCES for score in SCORES},
     "seconds": pl.Float64,  # wall time of the arm: its share of its cohort
@@ -96,6 +110,13 @@ def read_records(run: Path, arm: str = "*") -> dict[str, Row]:
         except (ValueError, KeyError, TypeError):
             path.replace(path.with_suffix(".damaged"))
     return records
+
+
+def ranked(records: Mapping[str, Row]) -> list[Row]:
+    """Rows of `arms` at full budget, best objective first."""
+    rows = (record["arm"] for record in records.values())
+    complete = [row for row in rows if row["status"] == "complete"]
+    return sorted(complete, key=lambda row: (row["objective"], row["arm"]), reverse=True)
 
 
 def compact(run: Path) -> int:

@@ -23,13 +23,14 @@ from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
 from comkd_ray.material import Card, is_ready, open_photographs, read_card, write_card
-from comkd_ray.optuna_search import METRIC, OptunaArms
+from comkd_ray.optuna_search import OptunaArms
+from comkd_ray.plan import taught_images
 from comkd_ray.progress import Screen, Watch
+from comkd_ray.protocols import objective_of
 from comkd_ray.results import Row
-from comkd_ray.weights import keep_students
+from comkd_ray.weights import keep_best
 
 MEMORY_EVERY = 5.0  # seconds between two looks at memory
-KEPT_STUDENTS = 3  # best arms whose weights stay on disk
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ class _Run:
                 "base": photographs.base,
                 "shots": data.shots,
                 "views": prepare.view_count(self.study),
+                "teacher": taught_images(self.study, table),
                 **{name: len(photographs.part(part)) for name, part in parts.items()},
             },
             notes=[f"{len(broken)} broken images were left out, first {broken[0]}"] if broken else [],
@@ -220,7 +222,7 @@ class _Run:
             for name, state in states.items()
         )
         ended, total = len(searcher.records), searcher.total
-        best = "" if searcher.best is None else f", best {METRIC} {searcher.best:.1f}"
+        best = "" if searcher.best is None else f", best {objective_of(self.study)} {searcher.best:.1f}"
         self.screen.show("arms", min(total, ended + running), total, f"{ended}/{total} ended{best}")
 
     def finish(self) -> Outcome:
@@ -235,10 +237,8 @@ class _Run:
         if rows:
             results.compact(self.run)
             report.build(self.run)
-        complete = [row for row in rows if row["status"] == "complete"]
-        ranked = sorted(complete, key=lambda row: (row[METRIC], row["arm"]), reverse=True)
-        keep_students(self.run, [row["arm"] for row in ranked[:KEPT_STUDENTS]])
-        best = ranked[0] if ranked else None
+        keep_best(self.run, records, everything=True)
+        best = next(iter(results.ranked(records)), None)
         failed = sum(row["status"] == "failed" for row in rows)
         left = self.searcher.total - len(rows) if self.searcher else 1
         return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)

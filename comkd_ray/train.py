@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from comkd_ray.cohort import METRIC, Arm, Cohort, Meter
+from comkd_ray.cohort import Arm, Cohort, Meter
 from comkd_ray.config import Halving
 from comkd_ray.material import Material
+from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.results import Row
 
 Gather = Callable[[dict[str, Any]], list[dict[str, Any]]]
@@ -76,7 +77,7 @@ def fit(
         cohort.charge(rows, time.perf_counter() - start)
         leaving = {row["arm"]: "failed" for row in rows if row["loss"] is None}
         if epoch in rung_epochs(halving, epochs):
-            values = {row["arm"]: row[METRIC] for row in rows if row["arm"] not in leaving}
+            values = {row["arm"]: row[OBJECTIVE] for row in rows if row["arm"] not in leaving}
             everyone = [value for part in share.gather(values) for value in part.values()]
             enough = threshold(everyone, (history or {}).get(epoch, ()), halving)
             leaving |= dict.fromkeys(cohort.weaker(values, enough), "pruned")

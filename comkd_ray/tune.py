@@ -18,9 +18,11 @@ from comkd_ray import cluster, jobs, ray_train, study_file
 from comkd_ray.config import Study
 from comkd_ray.jobs import Asked, Job
 from comkd_ray.material import Card
-from comkd_ray.optuna_search import METRIC, Proposal
-from comkd_ray.results import Row, read_records
+from comkd_ray.optuna_search import Proposal
+from comkd_ray.protocols import OBJECTIVE
+from comkd_ray.results import Row, ranked, read_records
 from comkd_ray.search_space import Overrides
+from comkd_ray.weights import keep_best
 
 
 class Arms(Protocol):
@@ -97,7 +99,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
             for row in record["epochs"]:
                 if row["loss"] is None:
                     continue
-                self.history.setdefault(row["epoch"], {})[row["arm"]] = row[METRIC]
+                self.history.setdefault(row["epoch"], {})[row["arm"]] = row[OBJECTIVE]
         self.count = sum(1 for _ in (run / "cohorts").glob("*.json"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CohortSearcher:
@@ -111,9 +113,8 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
 
     @property
     def best(self) -> float | None:
-        """Best validation value of an arm at full budget."""
-        arms = [record["arm"] for record in list(self.records.values())]
-        return max((arm[METRIC] for arm in arms if arm["status"] == "complete"), default=None)
+        """Best objective of an arm at full budget."""
+        return next((row[OBJECTIVE] for row in ranked(dict(self.records))), None)
 
     @property
     def left(self) -> int:
@@ -187,6 +188,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
                 self.records[arm] = record
             self.lost += record is None
             self.arms.tell(cohort.pop(arm).number, record)
+        keep_best(self.run, dict(self.records))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal and the records are the state."""

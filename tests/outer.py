@@ -145,9 +145,9 @@ def comkd(words: list[str], cache: Path, folder: Path, **more: str) -> subproces
 
 def record(arm: str, value: float = 50.0, status: str = "complete", epochs: int = 2, **more: Any) -> Tree:
     """A record as `jobs.run_job` leaves it, as far as the search reads it."""
-    rows = [{"arm": arm, "epoch": e, "loss": 1.0, "val_harmonic_mean": value - epochs + e}
+    rows = [{"arm": arm, "epoch": e, "loss": 1.0, "objective": value - epochs + e}
             for e in range(1, epochs + 1)]  # fmt: skip
     own = {"arm": arm, "status": status, "number": 0, "epochs_done": epochs}
     if status != "failed":
-        own["val_harmonic_mean"] = value
+        own["objective"] = value
     return {"arm": own | more, "epochs": rows}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from comkd_ray.metrics import accuracies, harmonic_mean, predict, test_scores, val_scores
-
-test_scores.__test__ = False  # type: ignore[attr-defined]  # a function of the product, not a test
+from comkd_ray.metrics import accuracies, harmonic_mean, predict, scores
 
 BASE, CLASSES = 3, 5
+HALVES = (range(BASE), range(BASE, CLASSES))
+ALL = (range(CLASSES),)
 
 
 def images() -> tuple[Tensor, Tensor]:
@@ -39,12 +41,12 @@ def test_an_image_is_told_apart_within_its_half_only() -> None:
         [predicted_by_hand(row, label) for row, label in zip(arm, labels.tolist(), strict=True)]
         for arm in logits.tolist()
     ]
-    assert predict(logits, labels, BASE).tolist() == expected
+    assert predict(logits, labels, HALVES).tolist() == expected
 
 
 def test_accuracies_are_counted_on_each_half() -> None:
     logits, labels = images()
-    predicted = predict(logits, labels, BASE)
+    predicted = predict(logits, labels, HALVES)
     target = (labels + torch.arange(40) % 2) % CLASSES  # not the labels: agreement has another target
     expected = []
     for arm in predicted.tolist():
@@ -54,7 +56,7 @@ def test_accuracies_are_counted_on_each_half() -> None:
             hits = sum(arm[i] == target.tolist()[i] for i in of_half)
             halves.append(100 * hits / len(of_half))
         expected.append(tuple(halves))
-    counted = accuracies(predicted, target, labels, BASE)
+    counted = accuracies(predicted, target, labels, HALVES)
     assert counted == [pytest.approx(arm) for arm in expected]
     assert counted[0] != counted[1]
 
@@ -62,17 +64,26 @@ def test_accuracies_are_counted_on_each_half() -> None:
 def test_perfect_and_hopeless() -> None:
     _, labels = images()
     right, wrong = labels, (labels + 1) % CLASSES
-    assert accuracies(torch.stack([right, wrong]), labels, labels, BASE) == [(100, 100), (0, 0)]
+    assert accuracies(torch.stack([right, wrong]), labels, labels, HALVES) == [(100, 100), (0, 0)]
 
 
 def test_scores_carry_their_harmonic_mean() -> None:
-    assert val_scores(60.0, 30.0) == {
-        "val_base_accuracy": 60.0,
-        "val_novel_agreement": 30.0,
-        "val_harmonic_mean": 40.0,
-    }
-    assert test_scores(60.0, 30.0) == {
-        "test_base_accuracy": 60.0,
-        "test_novel_accuracy": 30.0,
-        "test_harmonic_mean": 40.0,
-    }
+    assert scores((60.0, 30.0)) == (60.0, 30.0, 40.0)
+
+
+def test_without_halves_an_image_is_told_apart_from_all_classes() -> None:
+    logits, labels = images()
+    predicted = predict(logits, labels, ALL)
+    assert predicted.tolist() == logits.argmax(-1).tolist()
+    expected = [100 * float((arm == labels).double().mean()) for arm in predicted]
+    assert [pytest.approx(share) for (share,) in accuracies(predicted, labels, labels, ALL)] == expected
+    assert scores((12.5,)) == (12.5,)
+
+
+def test_a_group_without_images_has_no_accuracy() -> None:
+    logits, labels = images()
+    of_base = labels < BASE
+    predicted = predict(logits[:, of_base], labels[of_base], HALVES)
+    base, novel = accuracies(predicted, labels[of_base], labels[of_base], HALVES)[0]
+    assert base > 0
+    assert math.isnan(novel)

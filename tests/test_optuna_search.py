@@ -93,7 +93,7 @@ def test_a_failed_arm_whose_values_are_not_finite_never_becomes_a_value(tmp_path
     arms = opened(tmp_path)
     number = ask(arms).number
     record = answer(number, status="failed", epochs=1)
-    record["arm"]["val_harmonic_mean"] = math.nan
+    record["arm"]["objective"] = math.nan
     arms.tell(number, record)
     assert states(arms) == ["FAIL"]
 

@@ -235,17 +235,20 @@ def test_logits_carry_the_scale_of_the_student_itself(students: Cohort, tiny_cli
     assert_close(student.logits(image) / scale, image @ student.text.T)
 
 
-def test_keys_are_all_classes_or_the_evaluated_half(students: Cohort) -> None:
+GROUPS = (range(3), range(3, 6))
+
+
+def test_keys_are_all_classes_or_the_evaluated_group(students: Cohort) -> None:
     """PAPER 1.16: the logits of a half, with its own texts as keys and values only."""
     image = normalize(draw(1, 6, WIDTH, seed=1))
     everything = students({"student.attention_keys": "all"})
-    assert_close(everything.half_logits(image, 3), everything.logits(image), rtol=0, atol=0)
+    assert_close(everything.group_logits(image, GROUPS), everything.logits(image), rtol=0, atol=0)
     halves = students({"student.attention_keys": "evaluated"})
     plain, text, scale = EduAttention(halves, 0, 1.0), halves.text, halves.clip.logit_scale
     base = scale * plain(image[0], text[:3]) @ text[:3].T
     novel = scale * plain(image[0], text[3:]) @ text[3:].T
-    assert_close(halves.half_logits(image, 3)[0], torch.cat([base, novel], dim=1))
-    assert (halves.half_logits(image, 3) - halves.logits(image)).abs().max() > 0.01
+    assert_close(halves.group_logits(image, GROUPS)[0], torch.cat([base, novel], dim=1))
+    assert (halves.group_logits(image, GROUPS) - halves.logits(image)).abs().max() > 0.01
 
 
 # Parameters -------------------------------------------------------------------------------------

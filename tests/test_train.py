@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from comkd_ray.bank import pixels_of
-from comkd_ray.cohort import METRIC, Arm, Cohort, Knobs, batch_order
+from comkd_ray.cohort import Arm, Cohort, Knobs, batch_order
 from comkd_ray.config import Halving, Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.material import Card, Material, open_material, read_teacher
 from comkd_ray.models import Clip
 from comkd_ray.prepare import prepare
+from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.train import EpochReport, Share, fit, rung_epochs, threshold
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -328,8 +329,8 @@ def test_the_record_is_that_of_the_best_epoch_by_validation(
     not_last = 0
     for one in arms:
         own = [row for row in rows if row["arm"] == one.arm]
-        best = max(row[METRIC] for row in own)
-        first = next(row for row in own if row[METRIC] == best)
+        best = max(row[OBJECTIVE] for row in own)
+        first = next(row for row in own if row[OBJECTIVE] == best)
         record = records[one.arm]
         assert record["best_epoch"] == first["epoch"]
         assert record["epochs_done"] == 6
@@ -494,7 +495,7 @@ def test_the_weakest_leave_at_the_rungs_and_the_others_never_notice(
     _, unhalved = train(racers(arm, halved=False), material)
     full: dict[str, list[float]] = {}
     for row in unhalved:
-        full.setdefault(row["arm"], []).append(row[METRIC])
+        full.setdefault(row["arm"], []).append(row[OBJECTIVE])
     expected = survivors_by_hand(full, history)
     records, rows = train(racers(arm, halved=True), material, history=history)
     assert epochs_done(records) == expected
