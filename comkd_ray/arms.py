@@ -101,7 +101,13 @@ class Scores(NamedTuple):
 
 
 def scores_of(arms: pl.DataFrame) -> Scores:
-    """The scores of a table. UserError where rows of several protocols or selections stand together."""
+    """The scores of a table. UserError where rows of several protocols or selections stand together,
+    or where the table is older than protocols.
+    """
+    if "protocol" not in arms.columns:
+        raise UserError(
+            "results/arms has no column protocol, so an older version wrote it: run the study again"
+        )
     found = arms.select("protocol", "selection").drop_nulls().unique(maintain_order=True).rows()
     if len(found) > 1:
         kinds = ", ".join(f"{protocol}/{selection}" for protocol, selection in sorted(found))

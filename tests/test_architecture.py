@@ -103,7 +103,7 @@ ALLOWED = {
     " plan protocols provenance ray_train report results study_file tune weights |",
     "exits": "errors |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
-    "cli": "__init__ cli_data cluster exits markdown plan progress report run study_file study_run |",
+    "cli": "__init__ arms cli_data cluster exits markdown plan progress report run study_file study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "arms", "run", "reference_rows", "published", "published_gap", "tables", "markdown",

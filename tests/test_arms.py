@@ -187,6 +187,11 @@ def test_rows_of_two_selections_are_no_one_report(eight: pl.DataFrame) -> None:
         arms_room.scores_of(pl.concat([eight, other]))
 
 
+def test_a_table_older_than_protocols_is_refused_in_one_line(eight: pl.DataFrame) -> None:
+    with pytest.raises(UserError, match="an older version wrote it: run the study again"):
+        arms_room.scores_of(eight.drop("protocol", "selection"))
+
+
 def test_a_stored_value_is_the_same_as_a_declared_one() -> None:
     """Parquet turns 1.0 beside a word into "1"; a flag is no number."""
     assert arms_room.is_same("1", 1.0)
