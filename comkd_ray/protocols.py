@@ -128,7 +128,7 @@ def explain(study: Study, counts: Mapping[str, Any] | None = None) -> list[tuple
     def number(part: str) -> str:
         return f"{known[part]:,} " if part in known else ""
 
-    where = "the test images themselves" if is_transductive(study) else "training images of all classes"
+    where = "test images themselves" if is_transductive(study) else "training images of all classes"
     kind = "transductive" if is_transductive(study) else "inductive"
     tested = "test images, base and novel apart" if protocol.has_halves else "test images, all classes"
     return [
