@@ -6,27 +6,25 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from comkd_ray import __version__
+from comkd_ray import __version__, cli_teacher
 from comkd_ray.errors import UserError
 
 FAILED, USAGE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
 QUICKSTART = "quickstart"
 
 
-def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """A person's mistake is one line and exit code 2; Ctrl-C is 130."""
+class _Commands(click.Group):
+    """In any command, a person's mistake is one line and exit code 2; Ctrl-C is 130."""
 
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
         try:
-            command(*args, **kwargs)
+            return super().invoke(ctx)
         except UserError as error:
             click.echo(f"comkd-ray: {error}", err=True)
             sys.exit(USAGE)
@@ -34,10 +32,8 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
             click.echo("comkd-ray: interrupted", err=True)
             sys.exit(INTERRUPTED)
 
-    return run
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="comkd-ray")
 def main() -> None:
     """Turn a large CLIP into a small one, and know which part of the method earned it.
@@ -48,10 +44,14 @@ def main() -> None:
       comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
       comkd-ray report reports/quickstart             rebuild the HTML from the results
+      comkd-ray teacher ls                            teachers that the cache holds
 
     \b
     Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed, 130 interrupted.
     """
+
+
+main.add_command(cli_teacher.teacher)
 
 
 @main.command()
@@ -64,7 +64,6 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
-@_plain_errors
 def tune(
     study: Path | None,
     sets: tuple[str, ...],
@@ -127,7 +126,6 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown instead.")
-@_plain_errors
 def report(run: Path, markdown: bool) -> None:
     """Rebuild RUN/report.html from RUN/results alone."""
     if markdown:

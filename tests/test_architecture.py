@@ -35,6 +35,7 @@ ALLOWED = {
     "search_space": "|",
     "config": "search_space |",
     "study_file": "config errors search_space |",
+    "cache": "errors |",
     "protocols": "config |",
     # data
     "data.__init__": "|",
@@ -53,9 +54,12 @@ ALLOWED = {
     "results": "errors | polars",
     "material": "bank config data.datasets data.pixels data.splits errors models results study_file"
     " | safetensors torch",
-    "teacher": "config errors losses material models optim prompts | safetensors torch",
-    "prepare": "bank config data.datasets data.pixels data.splits errors losses material metrics models"
-    " prompts student study_file teacher | open_clip torch",
+    "teacher": "config errors losses material models optim prompts results study_file"
+    " | open_clip safetensors torch",
+    "stage_one": "bank config data.datasets data.pixels data.splits errors losses material metrics models"
+    " prompts protocols study_file teacher | torch",
+    "prepare": "bank config data.datasets data.pixels errors material models prompts stage_one student"
+    " study_file teacher | torch",
     "cohort": "bank config data.datasets losses material metrics models optim prompts results student"
     " | torch",
     "train": "cohort config material results | torch",
