@@ -60,6 +60,7 @@ main.add_command(cli_teacher.teacher)
 @click.option("--reports", default="reports", type=click.Path(path_type=Path), show_default=True,
               help="Folder of run directories.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a study that has begun.")
+@click.option("--dry-run", is_flag=True, help="Say who learns from what and what it takes; start nothing.")
 @click.option("--address", help="Ray cluster to join; else $RAY_ADDRESS, else a local Ray starts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
@@ -69,6 +70,7 @@ def tune(
     sets: tuple[str, ...],
     reports: Path,
     resume: bool,
+    dry_run: bool,
     address: str | None,
     as_json: bool,
     quiet: bool,
@@ -80,6 +82,9 @@ def tune(
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
     _quiet_libraries(verbose)
+    if dry_run:
+        _show_plan(loaded, as_json)
+        return
     from comkd_ray.cluster import set_environment
 
     set_environment(address)
@@ -98,6 +103,17 @@ def tune(
         sys.exit(FAILED)
     if outcome.failed or outcome.left:
         sys.exit(SOME_FAILED)
+
+
+def _show_plan(study: Any, as_json: bool) -> None:
+    from comkd_ray.plan import make_plan
+
+    plan = make_plan(study)
+    if as_json:
+        click.echo(plan.as_json())
+        return
+    for what, much in plan.lines():
+        click.echo(f"{what:<26} {much}")
 
 
 def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:

@@ -130,7 +130,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
     """Load and freeze the model a study names. UserError for an unknown or unfitting one."""
     import open_clip
 
-    name = _model_name(tower.model)
+    name = model_name(tower.model)
     _check_pretrained(tower, name)
     pretrained = str(asset_path(tower.pretrained)) if tower.pretrained else None
     with _clear_errors(tower):
@@ -152,7 +152,8 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
     return clip
 
 
-def _model_name(model: str) -> str:
+def model_name(model: str) -> str:
+    """A study's name of a model as open_clip takes it. UserError for an unknown one."""
     import open_clip
 
     path = asset_path(model.removeprefix("local-dir:"))

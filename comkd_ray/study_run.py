@@ -24,6 +24,7 @@ from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
 from comkd_ray.material import Card, is_ready, open_photographs, read_card, write_card
 from comkd_ray.optuna_search import OptunaArms
+from comkd_ray.plan import taught_images
 from comkd_ray.progress import Screen, Watch
 from comkd_ray.protocols import OBJECTIVE, objective_of
 from comkd_ray.results import Row
@@ -196,6 +197,7 @@ class _Run:
                 "base": photographs.base,
                 "shots": data.shots,
                 "views": prepare.view_count(self.study),
+                "teacher": taught_images(self.study, table),
                 **{name: len(photographs.part(part)) for name, part in parts.items()},
             },
             notes=[f"{len(broken)} broken images were left out, first {broken[0]}"] if broken else [],

@@ -52,7 +52,7 @@ ALLOWED = {
     "student": "config losses models prompts | torch",
     "bank": "data.pixels data.views errors study_file | torch",
     "results": "errors | polars",
-    "material": "bank config data.datasets data.pixels data.splits errors models results study_file"
+    "material": "bank config data.datasets data.pixels data.splits errors models protocols results study_file"
     " | safetensors torch",
     "teacher": "config errors losses material models optim prompts results study_file"
     " | open_clip safetensors torch",
@@ -60,20 +60,21 @@ ALLOWED = {
     " prompts protocols study_file teacher | torch",
     "prepare": "bank config data.datasets data.pixels errors material models prompts stage_one student"
     " study_file teacher | torch",
-    "cohort": "bank config data.datasets losses material metrics models optim prompts results student"
-    " | torch",
-    "train": "cohort config material results | torch",
+    "cohort": "bank config data.datasets losses material metrics models optim prompts protocols results"
+    " student | torch",
+    "train": "cohort config material protocols results | torch",
     "weights": "config errors losses models prompts results student study_file | safetensors torch",
     # Ray and Optuna
     "progress": "|",
     "provenance": "__init__ results |",
-    "jobs": "cohort config material progress results search_space study_file train weights | torch",
-    "optuna_search": "config results search_space study_file | optuna",
+    "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
+    "optuna_search": "config protocols results search_space study_file | optuna",
     "ablation": "config optuna_search results search_space |",
     "cluster": "config errors | ray",
-    "ray_train": "errors jobs material prepare progress results study_file train | ray ray.train torch",
-    "tune": "cluster config jobs material optuna_search ray_train results search_space study_file"
-    " | ray ray.tune",
+    "ray_train": "config errors jobs material prepare progress results stage_one study_file train"
+    " | ray ray.train torch",
+    "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
+    " study_file | ray ray.tune",
     # report
     "stats": "| polars scipy",
     "markdown": "results stats | polars",
@@ -86,9 +87,12 @@ ALLOWED = {
     "report": "config cost_plots errors figure findings markup plots report_tables results search_plots stats"
     " study_file | plotly polars",
     # top
-    "study_run": "ablation bank cluster config data.datasets errors material optuna_search prepare progress"
-    " provenance ray_train report results study_file tune weights |",
-    "cli": "__init__ cluster errors markdown progress report results study_file study_run |",
+    "plan": "config data.datasets data.splits errors material models prepare protocols search_space"
+    " study_file | open_clip torch",
+    "study_run": "ablation cache cluster config data.datasets errors material optuna_search prepare progress"
+    " plan protocols provenance ray_train report results study_file tune weights |",
+    "cli_teacher": "cache cluster progress ray_train study_file |",
+    "cli": "__init__ cli_teacher cluster errors markdown plan progress report results study_file study_run |",
 }
 REPORT_SIDE = (
     "stats", "figure", "plots", "cost_plots", "search_plots", "findings", "markup", "markdown",

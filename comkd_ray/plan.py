@@ -1,0 +1,199 @@
+"""What a study would take, before anything is decoded, trained or written: `comkd-ray tune --dry-run`.
+
+Costs are counted, not measured: floating-point operations of both towers by torch's own counter on
+the meta device, so no weights are needed. Hours follow from a stated rate, and are an upper bound
+where halving lets arms leave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from comkd_ray import search_space, study_file
+from comkd_ray.config import Study, Tower
+from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
+from comkd_ray.data.splits import base_count, few_shot
+from comkd_ray.errors import UserError
+from comkd_ray.material import arranged, open_table
+from comkd_ray.models import model_name
+from comkd_ray.prepare import view_count
+from comkd_ray.protocols import explain, is_transductive, protocol_of
+from comkd_ray.search_space import Dimension, Scalar
+
+RATE = 100e12
+"""Floating-point operations a second that one GPU is assumed to sustain: an H100 does at most 989e12."""
+DRAWS = 1000  # configurations that are drawn and checked
+BACKWARD = 2  # a pass through a frozen tower and back to its prompts, in forward passes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a tower costs."""
+
+    width: int
+    flops: int
+    """Of one image."""
+    prompted: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study in numbers."""
+
+    study: str
+    explained: list[tuple[str, str]]
+    """Who learns from what, and what chooses: `protocols.explain`."""
+    images: dict[str, int]
+    classes: int
+    arms: int
+    epochs: int
+    """Of the longest arm."""
+    steps: int
+    """Of one arm, all epochs."""
+    views: int
+    bank_bytes: int
+    pixel_bytes: int
+    teacher_flops: float
+    student_flops: float
+    """Of all arms, were none to leave early."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """At RATE on one GPU."""
+        return (self.teacher_flops + self.student_flops) / RATE / 3600
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(what, how much) for people."""
+        images = ", ".join(f"{count:,} {part}" for part, count in self.images.items())
+        hours = f"{self.gpu_hours:.2g} GPU-hours at {RATE / 1e12:.0f} TFLOP/s, were no arm to leave early"
+        return [
+            *self.explained,
+            ("images", f"{images}; {self.classes} classes"),
+            ("arms", f"{self.arms}"),
+            ("steps an arm", f"{self.steps:,} in {self.epochs} epochs"),
+            ("bank", f"{_size(self.bank_bytes)}, {self.views} views an image"),
+            ("pixel store", _size(self.pixel_bytes)),
+            ("teacher", f"{self.teacher_flops / 1e15:.3g} PFLOP, once"),
+            ("students", f"{self.student_flops / 1e15:.3g} PFLOP, all arms"),
+            ("expected", hours),
+        ]
+
+    def as_json(self) -> str:
+        """One object for machines."""
+        tree = asdict(self) | {"explained": dict(self.explained), "gpu_hours": self.gpu_hours}
+        return json.dumps({"event": "plan", **tree})
+
+
+def make_plan(study: Study) -> Plan:
+    """Count what a study would take. UserError for whatever its data or space have wrong."""
+    table = arranged(study, open_table(study.data))
+    learned = taught_images(study, table)
+    counts = {"train": TRAIN, "val": VAL, "test": TEST}
+    images = {name: len(table.select(part)) for name, part in counts.items()}
+    if is_transductive(study):
+        images["train"] = images["test"]
+    variants = [study, *_draws(study)]
+    steps = [images["train"] // v.train.batch_size * v.train.epochs for v in variants]
+    if min(steps) == 0:
+        largest = max(variant.train.batch_size for variant in variants)
+        raise UserError(f"train.batch_size: {largest}, but {images['train']} training images")
+    longest = variants[max(range(len(variants)), key=steps.__getitem__)]
+    arms, views = _arms(study), view_count(study)
+    teacher, student = cost_of(study.teacher), cost_of(study.student)
+    evaluated, seen = images["val"] + images["test"], max(steps) * longest.train.batch_size
+    encoded = views * images["train"] + evaluated
+    trained = study.teacher.epochs * learned * (1 + BACKWARD * teacher.prompted)
+    arm = seen * BACKWARD + longest.train.epochs * evaluated if student.prompted else 0
+    once = evaluated if student.prompted else encoded
+    squares = len(table.paths) * 3 * study.data.side**2
+    return Plan(
+        study=study.study,
+        explained=explain(study, images | {"teacher": learned}),
+        images=images,
+        classes=len(table.classes),
+        arms=arms,
+        epochs=longest.train.epochs,
+        steps=max(steps),
+        views=views,
+        bank_bytes=2 * (encoded * teacher.width + once * student.width),
+        pixel_bytes=squares,
+        teacher_flops=float(teacher.flops) * (encoded + evaluated * teacher.prompted + trained),
+        student_flops=float(student.flops) * (arms * arm + once),
+    )
+
+
+def taught_images(study: Study, target: ImageTable) -> int:
+    """How many labelled images the teacher learns from; `target` is the table of the study's data."""
+    data, table = study.data, target
+    if study.source is not None:
+        data, table = study.source, open_table(study.source)
+    classes = len(table.classes)
+    learned = base_count(classes) if protocol_of(study).has_halves else classes
+    train = table.select(TRAIN)
+    train = train[table.labels[train] < learned]
+    return len(few_shot(table.labels, train, data.shots, data.split_seed, table.classes))
+
+
+def _draws(study: Study) -> Iterator[Study]:
+    """Configurations of the space at random: each must be a sound arm."""
+    stream = random.Random(study.search.seed)  # noqa: S311  (a search, no secret)
+
+    def ask(_: str, dimension: Dimension) -> Scalar:
+        finite = dimension.values()
+        if finite is not None:
+            return stream.choice(finite)
+        assert dimension.bounds is not None
+        return stream.uniform(*dimension.bounds)
+
+    for _ in range(DRAWS if study.search.space else 0):
+        yield study_file.resolve(study, search_space.draw(study.search.space, ask))
+
+
+def _arms(study: Study) -> int:
+    if study.search.sampler != "grid":
+        assert study.search.arms is not None
+        return study.search.arms
+    return sum(1 for _ in search_space.grid(study.search.space))
+
+
+def cost_of(tower: Tower) -> Cost:
+    """Width and operations of an image tower, from its architecture alone (no weights are read)."""
+    import open_clip
+    from open_clip.transformer import VisionTransformer
+
+    name = model_name(tower.model)
+    with _silence(), torch.device("meta"):
+        model = open_clip.create_model(name, pretrained=None, device="meta", load_weights=False)
+    visual = model.visual.eval()
+    size = tower.image_size or visual.image_size
+    side = size if isinstance(size, int) else size[0]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        features = visual(torch.zeros(1, 3, side, side, device="meta"))
+    prompted = isinstance(visual, VisionTransformer) and tower.prompt_length > 0
+    return Cost(int(features.shape[-1]), int(counter.get_total_flops()), prompted)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """open_clip warns of random weights; here there are none at all."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _size(count: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count = count / 1000  # type: ignore[assignment]
+    return f"{count:.3g} TB"
