@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,7 +79,9 @@ def tune(
 
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
-    _quiet_libraries(verbose)
+    from comkd_ray.progress import quiet_libraries
+
+    quiet_libraries(verbose)
     if dry_run:
         _show_plan(loaded, as_json)
         return
@@ -153,17 +153,6 @@ def report(run: Path, markdown: bool) -> None:
     from comkd_ray.report import build
 
     click.echo(build(run))
-
-
-def _quiet_libraries(verbose: bool) -> None:
-    """open_clip and its kin warn and log at import; a person asked for a study."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not verbose:
-        logging.basicConfig(level=logging.ERROR)
-        import warnings
-
-        warnings.filterwarnings("ignore")
 
 
 if __name__ == "__main__":

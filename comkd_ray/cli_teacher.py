@@ -55,10 +55,11 @@ def build(study: Path, sets: tuple[str, ...], as_json: bool) -> None:
 
     loaded = load(study, sets)  # before the heavy imports: a mistake is answered at once
     from comkd_ray.cluster import set_environment
+    from comkd_ray.progress import Screen, quiet_libraries
 
+    quiet_libraries(verbose=False)
     set_environment(None)
     from comkd_ray.cache import cache_root, find_teacher
-    from comkd_ray.progress import Screen
     from comkd_ray.ray_train import tune_teacher
 
     screen = Screen("json" if as_json else "rich" if sys.stderr.isatty() else "plain")

@@ -7,9 +7,12 @@ reads them. No actor, no queue, nothing that can hang or be throttled.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
@@ -143,6 +146,15 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """open_clip and its kin warn and log at import; a person asked for a study. Call it before."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not verbose:
+        logging.basicConfig(level=logging.ERROR)
+        warnings.filterwarnings("ignore")
 
 
 class Watch:

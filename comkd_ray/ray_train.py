@@ -6,6 +6,7 @@ its own, each taking a share of the arms. The numbers are the same either way.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ def run_here(work: Callable[[], None]) -> None:
     """Train in this process: Train's local mode, which needs no cluster. What `work` raises comes out."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces the mode every time
 
     TorchTrainer(
         lambda config: work(), train_loop_config={}, scaling_config=ScalingConfig(num_workers=0)
