@@ -115,7 +115,7 @@ class _Preparation:
         student_center = self.bank(self.student, None, self.student.digest, evaluated, [CENTER])
         with _timed(self.stages, "teacher"):
             tuned = self.stage_one.tune()
-            name, text = build_text(self.teacher, tuned, photographs.table.classes, self.cache)
+            name, text = build_text(self.teacher, tuned, photographs.table.classes, self.cache, self.progress)
         visual, identity = spoken_by(self.teacher, tuned)
         train_bank = self.bank(self.teacher, visual, identity, train, views)
         val_bank = self.bank(self.teacher, visual, identity, evaluated, [CENTER])

@@ -25,6 +25,7 @@ EVERY = 0.5  # seconds between two writings of one file
 PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
 STAGES = {
     "teacher": "tune teacher",
+    "text": "class names",
     "bank": "teacher bank",
     "arms": "train arms",
 }

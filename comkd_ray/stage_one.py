@@ -174,7 +174,7 @@ class StageOne:
         """What `comkd-ray teacher show` tells; accuracies in percent, on its own data set."""
         halves = protocol_of(self.study).has_halves
         bank = self.bank(*spoken_by(self.clip, tuned), self.photographs.evaluated, [CENTER])
-        text = class_features(self.clip, tuned, self.photographs.table.classes)
+        text = class_features(self.clip, tuned, self.photographs.table.classes, self.progress)
         tested = test_scores(self.study, self.photographs, bank, text)
         own = "val_base_accuracy" if halves else "val_accuracy"
         config = tuned.card["config"]

@@ -68,6 +68,10 @@ class FewShots:
     views: int
 
 
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
 def encode_prompted(clip: Clip, pixels: Tensor, visual: Tensor | None) -> Tensor:
     """Features `[B, D]` of pixels in 0..1 under visual prompts `[1, depth, L, W]`, or without."""
     images = clip.prepare(pixels)
@@ -116,31 +120,48 @@ def _store(teacher: TunedTeacher, folder: Path) -> None:
     unfinished.rename(folder)
 
 
-def build_text(clip: Clip, tuned: TunedTeacher, classes: tuple[str, ...], cache: Path) -> tuple[str, Tensor]:
+def build_text(
+    clip: Clip, tuned: TunedTeacher, classes: tuple[str, ...], cache: Path, progress: Progress = _silent
+) -> tuple[str, Tensor]:
     """Name and content of a stored teacher's text features of `classes`; encoded if not there yet."""
     name = digest(*classes)
     try:
         return name, read_text(cache, tuned.key, name, clip.device)
     except UserError:
-        features = class_features(clip, tuned, classes)
+        features = class_features(clip, tuned, classes, progress)
         stored = save({"features": features.cpu().contiguous()})
         write_atomic(text_path(cache, tuned.key, name), stored)
         return name, features
 
 
 @torch.no_grad()
-def class_features(clip: Clip, tuned: TunedTeacher, classes: tuple[str, ...]) -> Tensor:
+def class_features(
+    clip: Clip, tuned: TunedTeacher, classes: tuple[str, ...], progress: Progress = _silent
+) -> Tensor:
     """Unit text features `[C, D]` of any class names under the learned prompts (PAPER 1.20, 5.3).
 
     So a teacher of one data set speaks about another (PAPER 5.13). A zero-shot teacher averages
     templates.
     """
     if tuned.text is None:
-        return clip.encode_classes(classes, imagenet_templates())
+        return _zero_shot(clip, classes, progress)
     depth, length, _ = tuned.text.shape
     prompt = text_prompt(clip, classes, tuned.card["config"]["context"], length, depth, seed=0)
-    rows = [encode_text_prompted(clip, tokens, tuned.text) for tokens in prompt.tokens.split(TOGETHER)]
+    rows: list[Tensor] = []
+    for tokens in prompt.tokens.split(TOGETHER):
+        rows.append(encode_text_prompted(clip, tokens, tuned.text))
+        progress("text", sum(map(len, rows)), len(classes))
     return normalize(torch.cat(rows).float())
+
+
+def _zero_shot(clip: Clip, classes: tuple[str, ...], progress: Progress) -> Tensor:
+    """Unit text features `[C, D]` without prompts, averaged over templates (PAPER 2.9)."""
+    templates = imagenet_templates()
+    rows: list[Tensor] = []
+    for name in classes:
+        rows.append(clip.encode_classes((name,), templates))
+        progress("text", len(rows), len(classes))
+    return torch.cat(rows)
 
 
 # Learned ----------------------------------------------------------------------------------------
@@ -166,9 +187,9 @@ def fit_teacher(
     holds `epoch` (None where epochs are averaged), `val_accuracy` in percent and `config`.
     """
     if config.epochs == 0:
-        zero_shot = clip.encode_classes(shots.classes, imagenet_templates())
+        zero_shot = _zero_shot(clip, shots.classes, progress)
         return TunedTeacher(key, None, None, _facts(config, 0, _accuracy(zero_shot, None, shots, encode)))
-    lesson = _lesson(config, clip, shots, encode)
+    lesson = _lesson(config, clip, shots, encode, progress)
     prompts = lesson.initial()
     optimizer = SGD(
         prompts, per_arm([config.momentum], clip.device), per_arm([config.weight_decay], clip.device)
@@ -216,14 +237,14 @@ class _Kept:
             self.prompts, self.epoch, self.best = now, epoch, value
 
 
-def _lesson(config: Teacher, clip: Clip, shots: FewShots, encode: Encoder) -> _Lesson:
+def _lesson(config: Teacher, clip: Clip, shots: FewShots, encode: Encoder, progress: Progress) -> _Lesson:
     weights = {
         "text_l1": config.text_l1_weight,
         "image_l1": config.image_l1_weight,
         "logit_kl": config.logit_kl_weight,
     }
     needs_text = weights["text_l1"] > 0 or weights["logit_kl"] > 0
-    frozen = clip.encode_classes(shots.classes, imagenet_templates()) if needs_text else None
+    frozen = _zero_shot(clip, shots.classes, progress) if needs_text else None
     length, depth = config.text_prompt_length, config.text_prompt_depth
     prompt = text_prompt(clip, shots.classes, config.context, length, depth, config.seed)
     return _Lesson(config, clip, shots, encode, weights, frozen, prompt.tokens, prompt.initial)

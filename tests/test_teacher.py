@@ -341,7 +341,7 @@ def test_progress_counts_steps(
     clip, told = tiny_clip("conv"), []
     config = make_study({"teacher.epochs": 2, "teacher.batch_size": 5}).teacher
     fit_teacher("key", config, clip, shots, encoder(clip, photographs), lambda *one: told.append(one))
-    assert told == [("teacher", step, 6) for step in range(1, 7)]
+    assert told == [("text", 1, 2), ("text", 2, 2), *(("teacher", step, 6) for step in range(1, 7))]
 
 
 def test_plain_cross_entropy_never_asks_for_features_without_prompts(
@@ -394,8 +394,10 @@ def test_a_teacher_names_classes_that_it_never_saw(
 def test_many_classes_are_encoded_in_parts(tiny_clip: TinyClip, tune: Callable[..., TunedTeacher]) -> None:
     clip, classes = tiny_clip("conv"), tuple(f"thing {number}" for number in range(150))
     tuned = tune(clip, {"teacher.epochs": 1})
-    features = class_features(clip, tuned, classes)
+    told: list[tuple[str, int, int]] = []
+    features = class_features(clip, tuned, classes, lambda *one: told.append(one))
     assert features.shape == (150, 20)
+    assert told == [("text", done, 150) for done in (64, 128, 150)]
     assert_close(features[[0, 64, 149]], class_features(clip, tuned, ("thing 0", "thing 64", "thing 149")))
 
 
