@@ -123,6 +123,9 @@ class Screen:
                 self.tasks[stage] = self.bars.add_task(name, total=total, detail="")
             self.bars.update(self.tasks[stage], completed=done, total=total, detail=detail)
             return
+        if done < total and self.shown.get(stage) == float("inf"):  # its next piece: another bank
+            del self.shown[stage]
+            self.begun[stage] = now
         due = now - self.shown.get(stage, -PLAIN_EVERY) >= PLAIN_EVERY
         if not due and not (done >= total and self.shown.get(stage) != float("inf")):
             return
