@@ -9,29 +9,15 @@ from typing import Any
 
 import click
 
-from comkd_ray import __version__, cli_teacher
-from comkd_ray.errors import UserError
+from comkd_ray import __version__
+from comkd_ray.cli_data import data
+from comkd_ray.cli_teacher import teacher
+from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED, plain_errors
 
-FAILED, USAGE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
 QUICKSTART = "quickstart"
 
 
-class _Commands(click.Group):
-    """In any command, a person's mistake is one line and exit code 2; Ctrl-C is 130."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            click.echo(f"comkd-ray: {error}", err=True)
-            sys.exit(USAGE)
-        except KeyboardInterrupt:
-            click.echo("comkd-ray: interrupted", err=True)
-            sys.exit(INTERRUPTED)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="comkd-ray")
 def main() -> None:
     """Turn a large CLIP into a small one, and know which part of the method earned it.
@@ -43,13 +29,12 @@ def main() -> None:
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
       comkd-ray report reports/quickstart             rebuild the HTML from the results
       comkd-ray teacher ls                            teachers that the cache holds
+      comkd-ray data check dtd --root DIR             is a data set on disk the published one?
 
     \b
-    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed,
+    5 a data set has faults, 130 interrupted.
     """
-
-
-main.add_command(cli_teacher.teacher)
 
 
 @main.command()
@@ -63,6 +48,7 @@ main.add_command(cli_teacher.teacher)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
+@plain_errors
 def tune(
     study: Path | None,
     sets: tuple[str, ...],
@@ -142,6 +128,7 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown instead.")
+@plain_errors
 def report(run: Path, markdown: bool) -> None:
     """Rebuild RUN/report.html from RUN/results alone."""
     if markdown:
@@ -153,6 +140,10 @@ def report(run: Path, markdown: bool) -> None:
     from comkd_ray.report import build
 
     click.echo(build(run))
+
+
+main.add_command(data)
+main.add_command(teacher)
 
 
 if __name__ == "__main__":

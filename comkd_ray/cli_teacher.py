@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from comkd_ray.exits import plain_errors
+
 COLUMNS = ("key", "created", "model", "dataset", "learns", "shots", "seed", "keep", "val", "test")
 
 
@@ -19,6 +21,7 @@ def teacher() -> None:
 
 @teacher.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON array of all cards.")
+@plain_errors
 def ls(as_json: bool) -> None:
     """List the teachers that the cache holds, oldest first; accuracies in percent."""
     from comkd_ray.cache import cache_root, teacher_cards
@@ -35,6 +38,7 @@ def ls(as_json: bool) -> None:
 @teacher.command()
 @click.argument("key")
 @click.option("--json", "as_json", is_flag=True, help="The card as one JSON object.")
+@plain_errors
 def show(key: str, as_json: bool) -> None:
     """Show the card of the teacher whose key begins with KEY."""
     from comkd_ray.cache import cache_root, find_teacher
@@ -46,6 +50,7 @@ def show(key: str, as_json: bool) -> None:
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @click.option("--json", "as_json", is_flag=True, help="Progress and the card as JSON lines on stdout.")
+@plain_errors
 def build(study: Path, sets: tuple[str, ...], as_json: bool) -> None:
     """Tune the teacher of STUDY and store it in the cache, and nothing of what follows.
 

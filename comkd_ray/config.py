@@ -158,6 +158,14 @@ class Train(Section):
     """Constant rate of the first epoch (3.4)."""
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
+    precision: Literal["mixed", "float16"] = "mixed"
+    """`mixed`: float32 weights, bfloat16 autocast on a GPU, float32 on a CPU.
+
+    `float16`: as PromptKD (3.8), emulated in float32 on any device. The weights of projector and
+    EduAttention, their gradients, momentum and updates are rounded to float16 in every step, and so
+    are prompts, features, activations of these layers and logits in use, with their gradients. No
+    loss scaling. Prompts, BatchNorm and alpha are stored, and the frozen tower runs, in float32.
+    """
     seed: int = Field(1, ge=0, lt=SEEDS)
     """Draws the initial prompts and layers and the order of the images."""
 

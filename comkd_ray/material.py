@@ -137,7 +137,7 @@ class Material:
 
 def open_photographs(study: Study, cache: Path, progress: Progress) -> Photographs:
     """What the student learns from and is tested on; decodes the images if that was never done."""
-    table = arranged(study, open_table(study.data))
+    table = arranged(study, open_table(study.data, progress))
     photographs = _store(study.data, table, study, cache, progress)
     _check_parts(photographs, study)
     return photographs
@@ -147,16 +147,16 @@ def open_source(study: Study, cache: Path, progress: Progress) -> Photographs:
     """What the teacher learns from: the source, or the study's own data where it has none."""
     if study.source is None:
         return open_photographs(study, cache, progress)
-    table = open_table(study.source)
-    if test_only(table):
+    table = open_table(study.source, progress)
+    if table.test_only:
         name = study.source.dataset
         raise UserError(f"source.dataset: {name}: it has test images only, nothing to learn from")
     return replace(_store(study.source, table, study, cache, progress), transductive=False)
 
 
-def open_table(data: Data) -> ImageTable:
+def open_table(data: Data, progress: Progress) -> ImageTable:
     """The checked list of images of a data set, nothing decoded."""
-    return open_dataset(data.dataset, asset_path(data.root), data.split_seed)
+    return open_dataset(data, asset_path(data.root), progress)
 
 
 def _store(data: Data, table: ImageTable, study: Study, cache: Path, progress: Progress) -> Photographs:
@@ -168,18 +168,13 @@ def _store(data: Data, table: ImageTable, study: Study, cache: Path, progress: P
     return Photographs(table, store, base, row.template if row else TEMPLATE, is_transductive(study))
 
 
-def test_only(table: ImageTable) -> bool:
-    """Whether a data set has test images only, as ImageNet's variants."""
-    return bool((table.parts == TEST).all())
-
-
 def arranged(study: Study, table: ImageTable) -> ImageTable:
     """The table with the parts that the protocol uses.
 
     A set of test images only is cut into parts, so that no student trains on what it is tested on;
     where the published habit is asked for, it stays whole (PAPER 5.14).
     """
-    if not test_only(table) or is_transductive(study):
+    if not table.test_only or is_transductive(study):
         return table
     if not protocol_of(study).has_source:
         raise UserError(
@@ -187,7 +182,7 @@ def arranged(study: Study, table: ImageTable) -> ImageTable:
             " cross_dataset or domain_generalization"
         )
     seed = study.data.split_seed
-    parts = splits.split_by_class(table.labels, seed, (0.5, 0.2, 0.3), table.classes)
+    parts = splits.parts_of_test_only(table.labels, seed, table.classes)
     cut = f"{table.split}; cut 50/20/30 into train/val/test (split_seed {seed})"
     return replace(table, parts=parts, split=cut)
 

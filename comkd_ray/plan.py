@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from comkd_ray import search_space, study_file
 from comkd_ray.config import Study, Tower
 from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
+from comkd_ray.data.folders import silent
 from comkd_ray.data.splits import base_count, few_shot
 from comkd_ray.errors import UserError
 from comkd_ray.material import arranged, open_table
@@ -94,7 +95,7 @@ class Plan:
 
 def make_plan(study: Study) -> Plan:
     """Count what a study would take. UserError for whatever its data or space have wrong."""
-    table = arranged(study, open_table(study.data))
+    table = arranged(study, open_table(study.data, silent))
     learned = taught_images(study, table)
     counts = {"train": TRAIN, "val": VAL, "test": TEST}
     images = {name: len(table.select(part)) for name, part in counts.items()}
@@ -132,14 +133,14 @@ def make_plan(study: Study) -> Plan:
 
 def taught_images(study: Study, target: ImageTable) -> int:
     """How many labelled images the teacher learns from; `target` is the table of the study's data."""
-    data, table = study.data, target
+    data, table, key = study.data, target, "data.shots"
     if study.source is not None:
-        data, table = study.source, open_table(study.source)
+        data, table, key = study.source, open_table(study.source, silent), "source.shots"
     classes = len(table.classes)
     learned = base_count(classes) if protocol_of(study).has_halves else classes
     train = table.select(TRAIN)
     train = train[table.labels[train] < learned]
-    return len(few_shot(table.labels, train, data.shots, data.split_seed, table.classes))
+    return len(few_shot(table.labels, train, data.shots, data.split_seed, table.classes, key))
 
 
 def _draws(study: Study) -> Iterator[Study]:

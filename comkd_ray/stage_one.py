@@ -128,7 +128,8 @@ class StageOne:
         photographs, data = self.photographs, self.data
         labels, learned, classes = photographs.labels, photographs.base, photographs.table.classes
         train, val = (images[labels[images] < learned] for images in map(photographs.part, (TRAIN, VAL)))
-        images = few_shot(labels, train, data.shots, data.split_seed, classes)
+        key = "data.shots" if self.study.source is None else "source.shots"
+        images = few_shot(labels, train, data.shots, data.split_seed, classes, key)
         epochs = max(1, self.study.teacher.epochs)  # it sees no further view
         views = min(data.views, epochs) if isinstance(data.views, int) else epochs
         return FewShots(images, labels[images], val, labels[val], classes[:learned], views)

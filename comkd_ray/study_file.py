@@ -91,7 +91,7 @@ def load(path: Path, sets: Iterable[str] = ()) -> Study:
 
 def _make_absolute(tree: Json) -> None:
     """Paths count from where the command was typed; workers of a cluster run somewhere else."""
-    for section, key in (("data", "root"), ("teacher", "model"), ("student", "model"),
+    for section, key in (("data", "root"), ("source", "root"), ("teacher", "model"), ("student", "model"),
                          ("teacher", "pretrained"), ("student", "pretrained")):  # fmt: skip
         place = tree.get(section)
         value = place.get(key) if isinstance(place, dict) else None

@@ -200,7 +200,7 @@ def test_an_image_and_a_view_always_give_the_same_pixels(
     tmp_path: Path, make_study: Callable[..., Study]
 ) -> None:
     """Whatever batch they are asked in: the crop and flip of that view, or the central square."""
-    table = open_dataset("folder", Path(make_study().data.root), 1)
+    table = open_dataset(data := make_study().data, Path(data.root))
     store = open_store(table, 40, tmp_path, quiet)
     images = np.array([7, 3, 20])
     for view in (CENTER, 1, 2):

@@ -102,7 +102,7 @@ def test_every_epoch_of_the_teacher_has_its_own_view_if_there_are_enough(
 
 def test_a_set_with_too_few_images_for_the_shots_is_refused(study_of: StudyOf, cache: Path) -> None:
     study = study_of("cross_dataset", {"source.shots": 6})
-    with pytest.raises(UserError, match=r"class 'apple' has 5 training images, data\.shots asks for 6"):
+    with pytest.raises(UserError, match=r"class 'apple' has 5 training images, source\.shots asks for 6"):
         taught(study, cache)
 
 
