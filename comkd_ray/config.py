@@ -180,9 +180,10 @@ class Halving(Section):
 class Search(Section):
     """How arms are chosen."""
 
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    sampler: Literal["tpe", "random", "grid", "list"] = "tpe"
+    """`grid`: every cell of the space; `list`: every arm of `first`, in every cell of the space."""
     arms: int | None = Field(None, ge=1)
-    """Arms to train; None is right for a grid, which knows its own size."""
+    """Arms to train; None is right for a grid and a list, which know their own size."""
     arms_per_trial: int = Field(8, ge=1)
     """Arms trained in lockstep on one frozen backbone: one Tune trial."""
     startup_arms: int = Field(10, ge=0)
@@ -190,8 +191,14 @@ class Search(Section):
     seed: int = Field(0, ge=0, lt=SEEDS)
     halving: Halving | None = None
     first: tuple[dict[str, Scalar], ...] = ()
-    """Arms that are trained before the sampler is asked, as overrides."""
-    space: dict[str, Dimension]
+    """Named arms, as overrides: trained before tpe or random is asked, or the arms of a list."""
+    space: dict[str, Dimension] = Field(default_factory=dict)
+    """What is searched; may be left out only for a list."""
+
+    @property
+    def is_enumerated(self) -> bool:
+        """Whether all arms are known beforehand, so that no sampler is asked."""
+        return self.sampler in ("grid", "list")
 
 
 class Compute(Section):

@@ -144,7 +144,7 @@ def taught_images(study: Study, target: ImageTable) -> int:
 
 
 def _draws(study: Study) -> Iterator[Study]:
-    """Configurations of the space at random: each must be a sound arm."""
+    """The named arms, and configurations of the space at random: each must be a sound arm."""
     stream = random.Random(study.search.seed)  # noqa: S311  (a search, no secret)
 
     def ask(_: str, dimension: Dimension) -> Scalar:
@@ -154,15 +154,16 @@ def _draws(study: Study) -> Iterator[Study]:
         assert dimension.bounds is not None
         return stream.uniform(*dimension.bounds)
 
+    yield from (study_file.resolve(study, point) for point in study.search.first)
     for _ in range(DRAWS if study.search.space else 0):
         yield study_file.resolve(study, search_space.draw(study.search.space, ask))
 
 
 def _arms(study: Study) -> int:
-    if study.search.sampler != "grid":
-        assert study.search.arms is not None
-        return study.search.arms
-    return sum(1 for _ in search_space.grid(study.search.space))
+    if study.search.is_enumerated:
+        return len(study_file.cells(study))
+    assert study.search.arms is not None
+    return study.search.arms
 
 
 def cost_of(tower: Tower) -> Cost:

@@ -140,7 +140,7 @@ class _Run:
 
     def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
-        if self.study.search.sampler == "grid":
+        if self.study.search.is_enumerated:
             return GridArms(self.study, lambda cell: ray_search.identify(self.study, card, cell), records)
         return OptunaArms(self.study, self.run / "optuna.journal")
 

@@ -74,7 +74,7 @@ ALLOWED = {
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
     "optuna_search": "config protocols results search_space study_file | optuna",
-    "ablation": "config optuna_search results search_space |",
+    "ablation": "config optuna_search results search_space study_file |",
     "cluster": "config errors | ray",
     "ray_train": "config errors jobs material prepare progress results stage_one study_file train"
     " | ray ray.train torch",
