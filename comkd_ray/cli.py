@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import click
 
 from comkd_ray import __version__
 from comkd_ray.cli_data import data
+from comkd_ray.cli_teacher import teacher
 from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED, plain_errors
 
 QUICKSTART = "quickstart"
@@ -29,6 +28,7 @@ def main() -> None:
       comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
       comkd-ray report reports/quickstart             rebuild the HTML from the results
+      comkd-ray teacher ls                            teachers that the cache holds
       comkd-ray data check dtd --root DIR             is a data set on disk the published one?
 
     \b
@@ -65,7 +65,9 @@ def tune(
 
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
-    _quiet_libraries(verbose)
+    from comkd_ray.progress import quiet_libraries
+
+    quiet_libraries(verbose)
     if dry_run:
         _show_plan(loaded, as_json)
         return
@@ -145,17 +147,7 @@ def report(run: Path, markdown: bool) -> None:
 
 
 main.add_command(data)
-
-
-def _quiet_libraries(verbose: bool) -> None:
-    """open_clip and its kin warn and log at import; a person asked for a study."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not verbose:
-        logging.basicConfig(level=logging.ERROR)
-        import warnings
-
-        warnings.filterwarnings("ignore")
+main.add_command(teacher)
 
 
 if __name__ == "__main__":

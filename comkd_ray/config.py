@@ -38,7 +38,7 @@ class Data(Section):
     side: int = Field(256, ge=16, le=1024)
     """Side in pixels of the square that every image is stored as."""
     shots: int = Field(16, ge=1)
-    """Labelled images a base class that the teacher learns from."""
+    """Labelled images of each class that the teacher learns from."""
     views: int | Literal["epochs"] = "epochs"
     """Seeded augmentations an image; `epochs` gives every epoch its own, as online training does."""
     split_seed: int = Field(1, ge=0, lt=SEEDS)
@@ -71,7 +71,7 @@ class Tower(Section):
 
 
 class Teacher(Tower):
-    """Stage I: the large CLIP, prompted and tuned on a few labelled base images (1.9, 2.7, 2.9)."""
+    """Stage I: the large CLIP, prompted and tuned on a few labelled images (1.9, 2.7, 2.9, 3.14)."""
 
     text_prompt_length: int = Field(4, ge=1)
     text_prompt_depth: int = Field(9, ge=1)
@@ -84,9 +84,29 @@ class Teacher(Tower):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     text_l1_weight: float = Field(25.0, ge=0)
+    """Pulls text features to those without prompts; all three weights 0 is plain cross-entropy (2.9)."""
     image_l1_weight: float = Field(10.0, ge=0)
+    """Pulls image features to those without prompts (2.9)."""
     logit_kl_weight: float = Field(1.0, ge=0)
+    """Pulls predictions to the zero-shot ones (2.9)."""
+    keep: Literal["average", "best", "last"] = "average"
+    """Final prompts: a Gaussian average over epochs (2.9), the best epoch on validation, or the last."""
+    average_mean: float = 15.0
+    """Epoch in the middle of the average, for `keep: average` (2.9, 3.15)."""
+    average_std: float = Field(1.0, gt=0)
+    """Standard deviation of the average, in epochs (2.9, 3.15)."""
     seed: int = Field(1, ge=0, lt=SEEDS)
+    """Draws the initial prompts and the order of the images."""
+
+    @model_validator(mode="after")
+    def _mean_within_epochs(self) -> Teacher:
+        averages = self.keep == "average" and self.epochs > 0
+        if averages and not 1 <= self.average_mean <= self.epochs:
+            raise ValueError(
+                f"average_mean: {self.average_mean:g} lies outside epochs 1 to {self.epochs};"
+                " move it inside, or set keep to best or last"
+            )
+        return self
 
 
 class Student(Tower):

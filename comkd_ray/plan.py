@@ -133,14 +133,14 @@ def make_plan(study: Study) -> Plan:
 
 def taught_images(study: Study, target: ImageTable) -> int:
     """How many labelled images the teacher learns from; `target` is the table of the study's data."""
-    data, table = study.data, target
+    data, table, key = study.data, target, "data.shots"
     if study.source is not None:
-        data, table = study.source, open_table(study.source, silent)
+        data, table, key = study.source, open_table(study.source, silent), "source.shots"
     classes = len(table.classes)
     learned = base_count(classes) if protocol_of(study).has_halves else classes
     train = table.select(TRAIN)
     train = train[table.labels[train] < learned]
-    return len(few_shot(table.labels, train, data.shots, data.split_seed, table.classes))
+    return len(few_shot(table.labels, train, data.shots, data.split_seed, table.classes, key))
 
 
 def _draws(study: Study) -> Iterator[Study]:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from comkd_ray import cluster, prepare, progress, provenance, ray_train, report, results, study_file
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
-from comkd_ray.bank import cache_root
+from comkd_ray.cache import cache_root
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError

@@ -35,6 +35,7 @@ ALLOWED = {
     "search_space": "|",
     "config": "search_space |",
     "study_file": "config errors search_space |",
+    "cache": "errors |",
     "protocols": "config |",
     # data
     "data.__init__": "|",
@@ -58,9 +59,12 @@ ALLOWED = {
     "results": "errors | polars",
     "material": "bank config data.datasets data.pixels data.splits errors models protocols results study_file"
     " | safetensors torch",
-    "teacher": "config errors losses material models optim prompts | safetensors torch",
-    "prepare": "bank config data.datasets data.pixels data.splits errors losses material metrics models"
-    " prompts protocols student study_file teacher | open_clip torch",
+    "teacher": "config errors losses material models optim prompts results study_file"
+    " | open_clip safetensors torch",
+    "stage_one": "bank config data.datasets data.pixels data.splits errors losses material metrics models"
+    " prompts protocols study_file teacher | torch",
+    "prepare": "bank config data.datasets data.pixels errors material models prompts stage_one student"
+    " study_file teacher | torch",
     "cohort": "bank config data.datasets losses material metrics models optim prompts protocols results"
     " student | torch",
     "train": "cohort config material protocols results | torch",
@@ -72,7 +76,8 @@ ALLOWED = {
     "optuna_search": "config protocols results search_space study_file | optuna",
     "ablation": "config optuna_search results search_space study_file |",
     "cluster": "config errors | ray",
-    "ray_train": "errors jobs material prepare progress results study_file train | ray ray.train torch",
+    "ray_train": "config errors jobs material prepare progress results stage_one study_file train"
+    " | ray ray.train torch",
     "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
     " study_file weights | ray ray.tune",
     # report
@@ -99,11 +104,13 @@ ALLOWED = {
     # top
     "plan": "config data.datasets data.folders data.splits errors material models prepare protocols"
     " search_space study_file | open_clip torch",
-    "study_run": "ablation bank cluster config data.datasets errors material optuna_search prepare progress"
+    "study_run": "ablation cache cluster config data.datasets errors material optuna_search prepare progress"
     " plan protocols provenance ray_train report results study_file tune weights |",
     "exits": "errors |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
-    "cli": "__init__ arms cli_data cluster exits markdown plan progress report run study_file study_run |",
+    "cli_teacher": "cache cluster exits progress ray_train study_file |",
+    "cli": "__init__ arms cli_data cli_teacher cluster exits markdown plan progress report run study_file"
+    " study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "arms", "run", "reference_rows", "published", "published_gap", "tables", "markdown",

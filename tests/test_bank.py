@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.testing import assert_close
 
-from comkd_ray.bank import CENTER, Bank, build_bank, cache_root, pixels_of, read_bank
+from comkd_ray.bank import CENTER, Bank, build_bank, pixels_of, read_bank
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import open_dataset
 from comkd_ray.data.pixels import open_store
@@ -191,14 +191,6 @@ def test_a_full_disk_is_told_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(UserError, match="the bank needs 2,520 bytes, 100 are free; set COMKD_CACHE"):
         build(tmp_path)
-
-
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("COMKD_CACHE", raising=False)
-    assert cache_root() == tmp_path / "comkd-ray"
-    monkeypatch.setenv("COMKD_CACHE", str(tmp_path / "own"))
-    assert cache_root() == tmp_path / "own"
 
 
 # The pixels that teacher and student see --------------------------------------------------------

@@ -150,6 +150,10 @@ def test_what_all_arms_share_cannot_be_searched(tmp_path: Path, key: str) -> Non
         ("student.alpha=tensor", "student.alpha: input should be 'scalar' or 'vector'"),
         ("student.attention_scale=-1.0", "attention_scale must be above 0"),
         ("data.views=0", "views must be at least 1, or 'epochs'"),
+        ("teacher.epochs=14", "teacher: average_mean: 15 lies outside epochs 1 to 14; move it inside"),
+        ("teacher.average_mean=0.5", "teacher: average_mean: 0.5 lies outside epochs 1 to 20"),
+        ("teacher.average_std=0", "teacher.average_std: input should be greater than 0"),
+        ("teacher.keep=first", "teacher.keep: input should be 'average', 'best' or 'last'"),
         ("study=a b", "study: string should match pattern"),
         ("study=../up", "study: string should match pattern"),
         ("study=5", "study: input should be a valid string"),
@@ -284,6 +288,15 @@ def test_folders_count_from_where_the_command_was_typed(
 def test_set_overrides_a_key_at_any_depth(tmp_path: Path, setting: str, key: str, value: object) -> None:
     study = load(tmp_path, TEXT, setting)
     assert study_file.flatten(study.model_dump(mode="json"))[key] == value
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [("epochs=3", "keep=last"), ("epochs=3", "keep=best"), ("epochs=0",), ("epochs=3", "average_mean=2.5")],
+)
+def test_few_epochs_of_the_teacher_need_no_mean_or_one_inside(tmp_path: Path, sets: tuple[str, ...]) -> None:
+    study = load(tmp_path, TEXT, *(f"teacher.{one}" for one in sets))
+    assert study.teacher.epochs in (0, 3)
 
 
 def test_later_settings_win(tmp_path: Path) -> None:

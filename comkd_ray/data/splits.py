@@ -117,18 +117,20 @@ def few_shot(
     shots: int,
     seed: int,
     classes: Sequence[str],
+    key: str = "data.shots",
 ) -> NDArray[np.int64]:
     """Indices, ascending, of `shots` candidates of every class that occurs in them (PAPER 5.17).
 
-    A smaller number of shots is a subset of a larger one with the same seed.
+    A smaller number of shots is a subset of a larger one with the same seed. key: where a person
+    wrote the number, for the error.
     """
     drawn = []
     for label, places in _members(labels[candidates]):
         members = candidates[places]
         if len(members) < shots:
             raise UserError(
-                f"class '{classes[label]}' has {len(members)} training images, data.shots asks for "
-                f"{shots}: lower data.shots or add images"
+                f"class '{classes[label]}' has {len(members)} training images, {key} asks for "
+                f"{shots}: lower {key} or add images"
             )
         drawn.append(_shuffled(members, seed, label)[:shots])
     return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, dtype=np.int64)
