@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -166,6 +167,7 @@ def _arms(study: Study) -> int:
     return study.search.arms
 
 
+@lru_cache(maxsize=8)
 def cost_of(tower: Tower) -> Cost:
     """Width and operations of an image tower, from its architecture alone (no weights are read)."""
     import open_clip
