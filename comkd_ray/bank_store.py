@@ -232,8 +232,9 @@ def fill(
     make(shard) -> `[V, m, D]`. Returns how many shards this process made. UserError for a full disk.
     """
     content = _npy(rows)
-    if not (folder / ROWS).exists() or (folder / ROWS).read_bytes() != content:
-        _write(folder / ROWS, content)
+    with FileLock(f"{folder}.lock"):  # all begin here at once
+        if not (folder / ROWS).exists() or (folder / ROWS).read_bytes() != content:
+            _write(folder / ROWS, content)
     for shard, path in shards_there(folder).items():
         if _shape(path)[:2] != (layout.views, len(layout.part(shard))):
             path.unlink()

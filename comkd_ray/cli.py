@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from comkd_ray import __version__, cli_bank
-from comkd_ray.errors import UserError
+from comkd_ray import __version__
+from comkd_ray.cli_bank import bank
+from comkd_ray.cli_data import data
+from comkd_ray.cli_teacher import teacher
+from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED, plain_errors
 
-FAILED, USAGE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
 QUICKSTART = "quickstart"
 
 
-class _Commands(click.Group):
-    """In any command, a person's mistake is one line and exit code 2; Ctrl-C is 130."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            click.echo(f"comkd-ray: {error}", err=True)
-            sys.exit(USAGE)
-        except KeyboardInterrupt:
-            click.echo("comkd-ray: interrupted", err=True)
-            sys.exit(INTERRUPTED)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="comkd-ray")
 def main() -> None:
     """Turn a large CLIP into a small one, and know which part of the method earned it.
@@ -44,14 +29,14 @@ def main() -> None:
       comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
       comkd-ray report reports/quickstart             rebuild the HTML from the results
+      comkd-ray teacher ls                            teachers that the cache holds
+      comkd-ray data check dtd --root DIR             is a data set on disk the published one?
       comkd-ray bank ls                               teacher banks that the cache holds
 
     \b
-    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed, 5 a bank is damaged, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed,
+    5 faults were found in a data set or a bank, 130 interrupted.
     """
-
-
-main.add_command(cli_bank.bank)
 
 
 @main.command()
@@ -65,6 +50,7 @@ main.add_command(cli_bank.bank)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
+@plain_errors
 def tune(
     study: Path | None,
     sets: tuple[str, ...],
@@ -81,7 +67,9 @@ def tune(
 
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
-    _quiet_libraries(verbose)
+    from comkd_ray.progress import quiet_libraries
+
+    quiet_libraries(verbose)
     if dry_run:
         _show_plan(loaded, as_json)
         return
@@ -130,11 +118,15 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
     if outcome.left or outcome.interrupted:
         click.echo("the same command with --resume goes on")
     if best is not None:
-        scores = [best[f"test_{name}"] for name in ("base_accuracy", "novel_accuracy", "harmonic_mean")]
-        base, novel, mean = (f"{score:.1f}" for score in scores)
-        click.echo(
-            f"best by validation: arm {best['arm']}, test base {base}, novel {novel}, harmonic mean {mean} %"
+        from comkd_ray.arms import Scores
+
+        scores = Scores(best["protocol"], best["selection"])
+        tested = ", ".join(
+            f"{name} {best[key]:.1f}" for name, key in zip(scores.names, scores.tests, strict=True)
         )
+        click.echo(f"best by {scores.objective}: arm {best['arm']}, test {tested} %")
+        if scores.warning:
+            click.echo(f"its scores are {scores.warning}")
     if html.exists():
         click.echo(f"report: {html}")
 
@@ -142,28 +134,23 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown instead.")
+@plain_errors
 def report(run: Path, markdown: bool) -> None:
     """Rebuild RUN/report.html from RUN/results alone."""
     if markdown:
         from comkd_ray.markdown import tables
-        from comkd_ray.results import read_arms
+        from comkd_ray.run import read
 
-        click.echo(tables(read_arms(run)))
+        click.echo(tables(read(run)))
         return
     from comkd_ray.report import build
 
     click.echo(build(run))
 
 
-def _quiet_libraries(verbose: bool) -> None:
-    """open_clip and its kin warn and log at import; a person asked for a study."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not verbose:
-        logging.basicConfig(level=logging.ERROR)
-        import warnings
-
-        warnings.filterwarnings("ignore")
+main.add_command(bank)
+main.add_command(data)
+main.add_command(teacher)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from comkd_ray.errors import UserError
+from comkd_ray.exits import FAULTS, plain_errors
+
 if TYPE_CHECKING:
     from comkd_ray.bank_care import Entry
     from comkd_ray.progress import Screen
 
-DAMAGED = 5
 COLUMNS = ("key", "state", "images", "views", "width", "shards", "size", "created", "used", "of")
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
@@ -27,6 +29,7 @@ def bank() -> None:
 
 @bank.command()
 @_as_json
+@plain_errors
 def ls(as_json: bool) -> None:
     """List the banks, the last used first. `damaged` ones are mended by the next study that needs them."""
     from comkd_ray.bank_care import entries
@@ -44,6 +47,7 @@ def ls(as_json: bool) -> None:
 @bank.command()
 @click.argument("keys", nargs=-1)
 @_as_json
+@plain_errors
 def verify(keys: tuple[str, ...], as_json: bool) -> None:
     """Read banks whole (those whose keys begin with KEYS, or all) and name every damaged file.
 
@@ -66,19 +70,25 @@ def verify(keys: tuple[str, ...], as_json: bool) -> None:
             for damage in damages:
                 click.echo(f"  {damage.file}: expected {damage.expected}, found {damage.actual}")
     if damaged:
-        sys.exit(DAMAGED)
+        sys.exit(FAULTS)
 
 
 @bank.command()
 @click.option("--keep-days", default=30.0, show_default=True, type=click.FloatRange(min=0), metavar="N",
               help="Keep banks that were opened within N days.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Allow less than one day: no study may be running.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
 @_as_json
-def gc(keep_days: float, dry_run: bool, as_json: bool) -> None:
+@plain_errors
+def gc(keep_days: float, force: bool, dry_run: bool, as_json: bool) -> None:
     """Remove unfinished banks, and those not opened for N days. One that is being built stays.
 
     A study opens its banks whenever a cohort begins, so keep more days than a cohort lasts.
     """
+    if keep_days < 1 and not force:
+        raise UserError(
+            f"--keep-days: {keep_days:g} may take banks that a study is using; keep 1 at least, or --force"
+        )
     from comkd_ray.bank_care import collect
     from comkd_ray.cache import cache_root
 
@@ -96,6 +106,7 @@ def gc(keep_days: float, dry_run: bool, as_json: bool) -> None:
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @_as_json
+@plain_errors
 def build(study: Path, sets: tuple[str, ...], as_json: bool) -> None:
     """Prepare STUDY as far as its banks: pixels, teacher, features; train no student.
 
@@ -105,11 +116,16 @@ def build(study: Path, sets: tuple[str, ...], as_json: bool) -> None:
     from comkd_ray.study_file import load
 
     loaded = load(study, sets)  # before the heavy imports: a mistake is answered at once
+    from comkd_ray.cluster import set_environment
+    from comkd_ray.progress import quiet_libraries
+
+    quiet_libraries(verbose=False)
+    set_environment(None)
     from comkd_ray.cache import cache_root
-    from comkd_ray.prepare import prepare
+    from comkd_ray.ray_train import prepare_here
 
     with _screen(as_json) as screen:
-        card = prepare(loaded, cache_root(), lambda s, d, n: screen.show(s, d, n, f"{d}/{n}"))
+        card = prepare_here(loaded, cache_root(), lambda s, d, n: screen.show(s, d, n, f"{d}/{n}"))
     banks = {"train": card.train_bank, "val": card.val_bank}
     if card.student_banks is not None:
         banks |= {"student train": card.student_banks[0], "student val": card.student_banks[1]}

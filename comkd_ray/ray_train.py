@@ -6,33 +6,48 @@ its own, each taking a share of the arms. The numbers are the same either way.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from comkd_ray import jobs, study_file
+from comkd_ray.config import Study
+from comkd_ray.data.pixels import Progress
 from comkd_ray.errors import UserError
+from comkd_ray.material import Card, write_card
 from comkd_ray.results import Row
 from comkd_ray.train import Share
 
+Result = TypeVar("Result")
 Loop = Callable[[dict[str, Any]], None]
 ERROR = "error.txt"
 
 
-def run_local(path: Path, report: Callable[[Row], None]) -> None:
-    """Train a cohort in this process; `report` is Tune's own, as Train's raises inside a trial."""
+def run_here(work: Callable[[], Result]) -> Result:
+    """Train in this process: Train's local mode, which needs no cluster.
+
+    What `work` returns or raises comes out.
+    """
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    def loop(config: dict[str, Any]) -> None:
-        jobs.run_job(Path(config["job"]), report)
-
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces the mode every time
+    results: list[Result] = []
     TorchTrainer(
-        loop, train_loop_config={"job": str(path)}, scaling_config=ScalingConfig(num_workers=0)
+        lambda config: results.append(work()),
+        train_loop_config={},
+        scaling_config=ScalingConfig(num_workers=0),
     ).fit()
+    return results[0]
+
+
+def run_local(path: Path, report: Callable[[Row], None]) -> None:
+    """Train a cohort in this process; `report` is Tune's own, as Train's raises inside a trial."""
+    run_here(partial(jobs.run_job, path, report))
 
 
 def run_group(path: Path, callbacks: list[Any]) -> None:
@@ -50,11 +65,24 @@ def run_group(path: Path, callbacks: list[Any]) -> None:
     )
 
 
+def tune_teacher(study: Study, cache: Path, progress: Progress) -> str:
+    """Stage I alone, in this process; returns the key of the teacher."""
+    from comkd_ray import stage_one
+
+    return run_here(partial(stage_one.tune_teacher, study, cache, progress)).key
+
+
+def prepare_here(study: Study, cache: Path, progress: Progress) -> Card:
+    """Stage I and the banks, in this process."""
+    from comkd_ray import prepare
+
+    return run_here(partial(prepare.prepare, study, cache, progress))
+
+
 def prepare(run: Path, cache: Path, cpus: float, gpus: float, workers: int) -> None:
     """Stage I and the banks in workers of their own; leaves `material.json` in the run directory.
 
-    Every worker does the same: locks in the cache let one tune the teacher, and share the shards of
-    the banks among all.
+    All do the same: locks in the cache let one tune the teacher, and share the shards of the banks out.
     """
     config = {"run": str(run), "cache": str(cache), "threads": max(1, int(cpus))}
     error, name = run / ERROR, f"prepare-{time.time_ns()}"
@@ -132,7 +160,6 @@ def _prepare_loop(config: dict[str, Any]) -> None:
     import torch
     from ray import train
 
-    from comkd_ray.material import write_card
     from comkd_ray.prepare import prepare as build
     from comkd_ray.progress import Meter
 

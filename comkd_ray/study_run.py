@@ -11,7 +11,6 @@ import signal
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from operator import itemgetter
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,12 +26,11 @@ from comkd_ray.material import Card, is_ready, open_photographs, read_card, writ
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.plan import taught_images
 from comkd_ray.progress import Screen, Watch
-from comkd_ray.protocols import OBJECTIVE, objective_of
+from comkd_ray.protocols import objective_of
 from comkd_ray.results import Row
-from comkd_ray.weights import keep_students
+from comkd_ray.weights import keep_best
 
 MEMORY_EVERY = 5.0  # seconds between two looks at memory
-KEPT_STUDENTS = 3  # best arms whose weights stay on disk
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class _Run:
 
     def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
-        if self.study.search.sampler == "grid":
+        if self.study.search.is_enumerated:
             return GridArms(self.study, lambda cell: ray_search.identify(self.study, card, cell), records)
         return OptunaArms(self.study, self.run / "optuna.journal")
 
@@ -161,14 +159,18 @@ class _Run:
         if before is not None and is_ready(before, self.cache):
             return before
         compute = self.study.compute
-        fit = slots * (cluster.workers(compute) or 1)
-        workers = min(fit, prepare.most_shards(self.study, self.cache))
-        ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus, workers)
+        ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus, self.preparers(slots))
         card = read_card(self.run)
         if before is not None and card.identity != before.identity:
             write_card(self.run, before)
             raise UserError(f"{self.run}: the data set or a model changed since this study began")
         return card
+
+    def preparers(self, slots: int) -> int:
+        """Workers that prepare side by side. Each loads both models: a part of a GPU gets one alone."""
+        compute = self.study.compute
+        fit = 1 if 0 < compute.gpus < 1 else slots * (cluster.workers(compute) or 1)
+        return min(fit, prepare.most_shards(self.study, self.cache)) if fit > 1 else 1
 
     def known_card(self) -> Card | None:
         """What an earlier part of this run prepared."""
@@ -209,10 +211,11 @@ class _Run:
     def look(self) -> None:
         """Show how far everything is, and keep the peak of memory."""
         states = progress.read(self.run)
-        workers = [name for name in states if name.startswith("prepare.")]  # all do the same work
-        furthest = {one["stage"]: one for one in sorted(map(states.pop, workers), key=itemgetter("done"))}
-        for stage, state in furthest.items():
-            self.screen.show(stage, state["done"], state["total"], f"{state['done']}/{state['total']}")
+        prepared = [states.pop(name) for name in list(states) if name.startswith("prepare.")]
+        if prepared:  # all do the same: show one that has something to do, the furthest
+            state = max(prepared, key=lambda one: (one["done"] < one["total"], one["done"]))
+            done, total = state["done"], state["total"]
+            self.screen.show(state["stage"], done, total, f"{done}/{total}")
         if self.searcher is not None:
             self.show_arms(self.searcher, states)
         if time.monotonic() - self.measured > MEMORY_EVERY:
@@ -241,10 +244,8 @@ class _Run:
         if rows:
             results.compact(self.run)
             report.build(self.run)
-        complete = [row for row in rows if row["status"] == "complete"]
-        ranked = sorted(complete, key=lambda row: (row[OBJECTIVE], row["arm"]), reverse=True)
-        keep_students(self.run, [row["arm"] for row in ranked[:KEPT_STUDENTS]])
-        best = ranked[0] if ranked else None
+        keep_best(self.run, records, everything=True)
+        best = next(iter(results.ranked(records)), None)
         failed = sum(row["status"] == "failed" for row in rows)
         left = self.searcher.total - len(rows) if self.searcher else 1
         return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)

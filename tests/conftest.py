@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, by whichever te
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,23 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of the test's own, no cluster; what a command does to the process is undone."""
+    from comkd_ray import cluster
+
+    def reached(*_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    before = dict(os.environ)
+    monkeypatch.setattr(cluster, "connect", reached)
+    os.environ["COMKD_CACHE"] = str(tmp_path / "cache")
+    with warnings.catch_warnings():
+        yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def sharpen(model: Any, kind: str) -> None:
@@ -157,6 +175,7 @@ def make_study(clip_folders: dict[str, Path], image_folder: Path) -> Callable[..
                 "text_prompt_depth": 2,
                 "epochs": 4,
                 "lr": 0.02,
+                "keep": "best",  # tests change the epochs, and an average must lie inside them
             },
             "student": {
                 "model": f"local-dir:{clip_folders['student']}",

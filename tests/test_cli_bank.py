@@ -19,7 +19,7 @@ from comkd_ray.bank import Bank, build_bank, read_bank
 from comkd_ray.bank_store import CARD, building
 from comkd_ray.material import open_material
 
-pytestmark = pytest.mark.usefixtures("cpu")
+pytestmark = pytest.mark.usefixtures("cpu", "alone")
 
 DAY = 24 * 3600
 
@@ -176,7 +176,17 @@ def test_unfinished_and_long_unused_banks_go(cache: Path, make: Callable[..., Ba
     assert [entry["key"] for entry in answer("ls")] == [kept.key]
     assert not old.folder.exists()
     assert answer("gc") == []
-    assert {entry["key"] for entry in answer("gc", "--keep-days", "0")} == {kept.key}
+    assert {entry["key"] for entry in answer("gc", "--keep-days", "0", "--force")} == {kept.key}
+
+
+def test_less_than_a_day_might_take_banks_in_use(cache: Path, make: Callable[..., Bank]) -> None:
+    kept = make("kept", days=0.6)
+    result = bank("gc", "--keep-days", "0.5")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "comkd-ray: --keep-days: 0.5 may take banks that a study is using; keep 1 at least, or --force\n"
+    )
+    assert [entry["key"] for entry in answer("gc", "--keep-days", "0.5", "--force")] == [kept.key]
 
 
 def test_a_bank_that_is_being_built_stays(cache: Path, make: Callable[..., Bank]) -> None:

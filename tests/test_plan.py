@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import miniatures
 import outer
 import pytest
 from click.testing import CliRunner
 
 from comkd_ray.cli import main
 from comkd_ray.config import Study, Tower
+from comkd_ray.data.datasets import ROWS
 from comkd_ray.errors import UserError
 from comkd_ray.plan import RATE, cost_of, make_plan
+from comkd_ray.protocols import PROTOCOLS, is_transductive
 
 MakeStudy = Callable[..., Study]
 
@@ -49,6 +52,16 @@ def test_a_configuration_that_cannot_run_is_found(make_study: MakeStudy) -> None
         make_plan(make_study({"search.space": space}))
 
 
+def test_a_list_has_its_arms_in_every_cell_and_each_is_checked(make_study: MakeStudy) -> None:
+    def listed(*first: dict[str, Any]) -> Study:
+        space = {"train.seed": {"choice": [1, 2, 3]}}
+        return make_study({"search": {"sampler": "list", "first": list(first), "space": space}})
+
+    assert make_plan(listed({}, {"student.alpha": "vector"})).arms == 6
+    with pytest.raises(UserError, match=r"train.batch_size: 33, but 32 training images"):
+        make_plan(listed({}, {"train.batch_size": 33}))
+
+
 def test_nothing_is_written_and_json_is_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = outer.world(tmp_path / "world")
     tree: dict[str, Any] = outer.tree(world)
@@ -61,3 +74,56 @@ def test_nothing_is_written_and_json_is_one_object(tmp_path: Path, monkeypatch: 
     plain = CliRunner().invoke(main, ["tune", str(file), "--dry-run"], catch_exceptions=False)
     assert "student trains on" in plain.stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# Every data set under every protocol and selection ------------------------------------------------
+
+EVERY = [(p, s) for p in PROTOCOLS for s in ("strict", "promptkd")]
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """layout("sun397") -> that data set in miniature, as CoOp lays it out."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = root = tmp_path_factory.mktemp(name)
+            if name in miniatures.DOWNLOADS:
+                miniatures.write_split_file(root / ROWS[name].split, miniatures.DOWNLOADS[name](root))
+            elif name in miniatures.TEST_SETS:
+                miniatures.TEST_SETS[name](root)
+            else:
+                {"imagenet": miniatures.imagenet, "fgvc_aircraft": miniatures.fgvc_aircraft}[name](root)
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize(("protocol", "selection"), EVERY)
+@pytest.mark.parametrize("name", ROWS)
+def test_every_data_set_plans_under_every_protocol_and_selection(
+    make_study: MakeStudy, layout: Callable[[str], Path], name: str, protocol: str, selection: str
+) -> None:
+    """Only what cannot be is refused: a set of test images that would have to teach."""
+    source = {"dataset": "caltech101", "root": str(layout("caltech101")), "shots": 1}
+    study = make_study(
+        {
+            "protocol": protocol,
+            "selection": selection,
+            "data": {"dataset": name, "root": str(layout(name)), "side": 16, "shots": 1},
+            **({"source": source} if PROTOCOLS[protocol].has_source else {}),
+            "train.batch_size": 2,
+            "search": {"sampler": "list", "first": [{}]},
+        }
+    )
+    if name in miniatures.TEST_SETS and not PROTOCOLS[protocol].has_source:
+        with pytest.raises(UserError, match="test images only"):
+            make_plan(study)
+        return
+    plan = make_plan(study)
+    assert plan.images["train"] >= plan.classes
+    assert plan.images["test"] >= plan.classes
+    assert plan.steps == plan.images["train"] // 2 * 2
+    if is_transductive(study):
+        assert plan.images["train"] == plan.images["test"]

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from miniatures import REAL
 
-from comkd_ray import results
+from comkd_ray import results, study_file
 from comkd_ray.cohort import Arm
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
 from comkd_ray.errors import UserError
-from comkd_ray.material import Card, Material, arranged, open_photographs
+from comkd_ray.material import Card, Material, arranged, open_material, open_photographs
+from comkd_ray.prepare import prepare
 from comkd_ray.protocols import PROTOCOLS, explain, is_transductive, objective_of, protocol_of
 from comkd_ray.train import EpochReport, fit
 
@@ -164,3 +166,27 @@ def test_what_is_explained_names_the_habit(
     assert told["student trains on"].startswith("1,234 ")
     assert ("test images themselves" in told["student trains on"]) == is_transductive(study)
     assert told["teacher learns from"].startswith("7 ")
+
+
+# Real photographs and the demo weights ------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "pacs").is_dir(), reason="no copy of PACS here")
+@pytest.mark.parametrize(
+    ("file", "selection"),
+    [("domain_shift", "strict"), ("domain_shift", "promptkd"), ("cross_dataset", "strict")],
+)
+def test_a_teacher_of_one_set_of_photographs_teaches_another(
+    tmp_path: Path, file: str, selection: str
+) -> None:
+    """The tuned teacher, its banks and one short arm; the student ends above chance (1 in 7)."""
+    sets = [f"data.root={REAL / 'pacs'}", f"selection={selection}", "teacher.epochs=2", "data.views=1"]
+    sets += ["teacher.keep=last", "train.epochs=3", "data.side=64"]
+    if file == "domain_shift":
+        sets.append(f"source.root={REAL / 'pacs'}")
+    study = study_file.load(study_file.search_spaces() / f"{file}.yaml", sets)
+    card = prepare(study, tmp_path, lambda *_: None)
+    rows = rows_of(open_material(study, card, tmp_path), study)
+    assert card.references["teacher_test_accuracy"] > 100 / 7 + 5
+    assert max(row["test_accuracy"] for row in rows) > 100 / 7
