@@ -25,23 +25,22 @@ def tables(run: Run) -> str:
     if run.scores.warning:
         parts.append(f"**All scores of arms: {run.scores.warning}.**")
     parts += [_table(reference_table(rows, run.scores)), *remarks(run.arms, run.study, rows)]
-    parts += [*_variants(run), *_paired(run)]
+    parts += _differences(run)
     found = comparison(run.study, run.images.get("test"), rows)
     if found.gaps:
         parts.append(_table(published_table(found.gaps, run.scores)))
     return "\n\n".join([*parts, *found.words])
 
 
-def _variants(run: Run) -> list[str]:
-    found = variants(run.arms, run.enumerated)
-    if found is None:
-        return []
-    return [_table(variants_table(found, run.scores)), *variants_notes(found, run.scores)]
-
-
-def _paired(run: Run) -> list[str]:
-    paired = paired_by_seed(run.arms, run.scores.headline) if is_seeded_grid(run.arms, run.enumerated) else []
-    return [_table(paired_table(paired, run.scores)), paired_note(run.scores)] if paired else []
+def _differences(run: Run) -> list[str]:
+    """Variants against the first, methods against the 2x2's both-off, and how to read both."""
+    arms, scores, parts = run.arms, run.scores, []
+    if (found := variants(arms, run.enumerated)) is not None:
+        parts += [_table(variants_table(found, scores)), *variants_notes(found, scores)]
+    paired = paired_by_seed(arms, scores.headline) if is_seeded_grid(arms, run.enumerated) else []
+    if paired:
+        parts.append(_table(paired_table(paired, scores)))
+    return [*parts, paired_note(scores)] if parts else []
 
 
 def _table(table: Table) -> str:

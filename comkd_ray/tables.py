@@ -73,12 +73,12 @@ def _difference(pair: Paired) -> list[str]:
 
 
 def paired_note(scores: Scores) -> str:
-    """How differences by seed are to be read."""
+    """How differences by seed are to be read, of methods and of variants."""
     return (
-        f"Points of {scores.headline}, one difference a seed; other searched values are matched. "
+        f"Differences: points of {scores.headline}, one a seed; of methods, at equal other searched values. "
         "p is the exact two-sided sign-flip test; \u201csmallest p\u201d is 2 / 2\u207f, the least this "
-        "n can reach whatever the data. The verdict is at Holm-adjusted p < 0.05 over these rows. Seeds "
-        "vary the student's start and the order of images, not the teacher and not the split: the "
+        "n can reach whatever the data. The verdict is at Holm-adjusted p < 0.05 over the rows of a table. "
+        "Seeds vary the student's start and the order of images, not the teacher and not the split: the "
         "intervals cover no more than that."
     )
 
@@ -111,13 +111,13 @@ def _listed(found: Variants) -> list[Variant]:
 
 
 def variants_notes(found: Variants, scores: Scores) -> list[str]:
-    """What the rows are, how differences are to be read, and what is left out, a line each."""
+    """What the rows are, and what is left out, a line each. `paired_note` belongs below them."""
     first = ", ".join(f"{key} {value}" for key, value in found.first)
     lines = [
         "One row a setting of the searched values, its arms differ by seed alone; it is named by what "
         f"differs from the first, {found.rows[0].name}, which has {first}. Mean \u00b1 sd (ddof = 1) over n "
-        "full-budget arms; the range is from the lowest arm to the highest, the best epoch the median.",
-        f"Differences to the first, paired by seed: {paired_note(scores)}",
+        "full-budget arms; the range is from the lowest arm to the highest, the best epoch the median; "
+        f"the difference is that to the first, paired by seed, in {scores.name}.",
     ]
     left = len(found.rows) - len(_listed(found))
     if left:

@@ -162,6 +162,7 @@ def test_html_and_markdown_have_the_same_rows(tmp_path: Path) -> None:
     assert "- protocol: base to novel, selection strict, inductive" in lines
     assert all(f"| {' | '.join(row)} |" in lines for row in (shown.head, *shown.rows))
     assert not any(line.startswith("| minus") for line in lines)  # no pair of methods, no table of them
+    assert sum("exact two-sided sign-flip test" in line for line in lines) == 1
     page = section(tmp_path, "variants")
     assert all(f">{cell}<" in page for row in shown.rows for cell in row)
     assert all(len(row) == len(shown.head) for row in shown.rows)
