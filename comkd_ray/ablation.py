@@ -1,14 +1,14 @@
-"""Grids: every cell of a finite space once, with the records as the ledger. No sampler is involved."""
+"""Grids and lists: all arms are known beforehand, and the records are the ledger. No sampler is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 
-from comkd_ray import search_space
 from comkd_ray.config import Study
 from comkd_ray.optuna_search import Proposal
 from comkd_ray.results import Row
 from comkd_ray.search_space import Overrides
+from comkd_ray.study_file import cells
 
 
 class GridArms:
@@ -16,8 +16,8 @@ class GridArms:
 
     def __init__(self, study: Study, identify: Callable[[Overrides], str], recorded: Container[str]) -> None:
         """identify: a cell's values to its arm; cells of one arm (a knob without effect) are one."""
-        cells = {identify(cell): cell for cell in search_space.grid(study.search.space)}
-        numbered = enumerate(cells.items())
+        arms = {identify(cell): cell for cell in cells(study)}
+        numbered = enumerate(arms.items())
         self.pending = [Proposal(number, cell) for number, (arm, cell) in numbered if arm not in recorded]
         self.asked = 0
 

@@ -13,7 +13,6 @@ Shapes: V views, n images, D width.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import zlib
@@ -55,12 +54,6 @@ class Bank:
         places = np.searchsorted(self.rows, images)
         assert (self.rows[places] == images).all(), "image is not in the bank"
         return torch.from_numpy(self.features[view][places]).to(device).float()
-
-
-def cache_root() -> Path:
-    """Where stores, teachers and banks live: $COMKD_CACHE, else the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("COMKD_CACHE") or Path(home) / "comkd-ray").expanduser().absolute()
 
 
 def pixels_of(

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from comkd_ray import __version__
-from comkd_ray.errors import UserError
+from comkd_ray.cli_data import data
+from comkd_ray.cli_teacher import teacher
+from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED, plain_errors
 
-FAILED, USAGE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
 QUICKSTART = "quickstart"
-
-
-def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """A person's mistake is one line and exit code 2; Ctrl-C is 130."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except UserError as error:
-            click.echo(f"comkd-ray: {error}", err=True)
-            sys.exit(USAGE)
-        except KeyboardInterrupt:
-            click.echo("comkd-ray: interrupted", err=True)
-            sys.exit(INTERRUPTED)
-
-    return run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,9 +28,12 @@ def main() -> None:
       comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
       comkd-ray report reports/quickstart             rebuild the HTML from the results
+      comkd-ray teacher ls                            teachers that the cache holds
+      comkd-ray data check dtd --root DIR             is a data set on disk the published one?
 
     \b
-    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed,
+    5 a data set has faults, 130 interrupted.
     """
 
 
@@ -65,7 +48,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what Ray says.")
-@_plain_errors
+@plain_errors
 def tune(
     study: Path | None,
     sets: tuple[str, ...],
@@ -82,7 +65,9 @@ def tune(
 
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
-    _quiet_libraries(verbose)
+    from comkd_ray.progress import quiet_libraries
+
+    quiet_libraries(verbose)
     if dry_run:
         _show_plan(loaded, as_json)
         return
@@ -143,7 +128,7 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown instead.")
-@_plain_errors
+@plain_errors
 def report(run: Path, markdown: bool) -> None:
     """Rebuild RUN/report.html from RUN/results alone."""
     if markdown:
@@ -157,15 +142,8 @@ def report(run: Path, markdown: bool) -> None:
     click.echo(build(run))
 
 
-def _quiet_libraries(verbose: bool) -> None:
-    """open_clip and its kin warn and log at import; a person asked for a study."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not verbose:
-        logging.basicConfig(level=logging.ERROR)
-        import warnings
-
-        warnings.filterwarnings("ignore")
+main.add_command(data)
+main.add_command(teacher)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ class Cohort:
             self.student.tensors,
             per_arm([arm.study.train.momentum for arm in arms], self.device),
             per_arm([arm.study.train.weight_decay for arm in arms], self.device),
+            self.student.in_float16,
         )
         self.history: dict[str, list[Row]] = {arm.arm: [] for arm in arms}
         self.best: dict[str, dict[str, Tensor]] = {}
@@ -134,13 +135,15 @@ class Cohort:
         """Loss terms `[A]` on image indices `[S, B]`; `place` `[A]` says which of S an arm takes."""
         slot = (epoch - 1) % self.material.train_bank.features.shape[0]
         self.student.train()
-        with autocast(self.device):
+        with autocast(self.device, self.student.precision):
             raw = self.student.project(self.student.encode(_spread(self._train_inputs(batch, slot), place)))
         raw = raw.float()
         image = normalize(raw)
         taught = self.material.train_bank.take(slot, batch.ravel(), self.device).unflatten(0, batch.shape)
         teacher = normalize(taught)
-        teacher_logits = self.material.card.teacher_scale * teacher @ self.material.text.T
+        teacher_logits = self.student.rounded(
+            self.material.card.teacher_scale * teacher @ self.material.text.T
+        )
         kd = kd_loss(self.student.logits(image), _spread(teacher_logits, place), knobs.temperature)
         terms = {"loss": knobs.kd_weight * kd, "loss_kd": kd}
         if knobs.any_align:
@@ -197,7 +200,7 @@ class Cohort:
         chosen = []
         for first in range(0, len(images), EVAL_BATCH):
             part = slice(first, first + EVAL_BATCH)
-            with autocast(self.device):
+            with autocast(self.device, self.student.precision):
                 raw = self.student.project(self.student.encode(self._eval_inputs(images[part])))
             logits = self.student.group_logits(normalize(raw.float()), self.groups)
             chosen.append(predict(logits.cpu(), labels[part], self.groups))

@@ -38,7 +38,7 @@ class Data(Section):
     side: int = Field(256, ge=16, le=1024)
     """Side in pixels of the square that every image is stored as."""
     shots: int = Field(16, ge=1)
-    """Labelled images a base class that the teacher learns from."""
+    """Labelled images of each class that the teacher learns from."""
     views: int | Literal["epochs"] = "epochs"
     """Seeded augmentations an image; `epochs` gives every epoch its own, as online training does."""
     split_seed: int = Field(1, ge=0, lt=SEEDS)
@@ -71,7 +71,7 @@ class Tower(Section):
 
 
 class Teacher(Tower):
-    """Stage I: the large CLIP, prompted and tuned on a few labelled base images (1.9, 2.7, 2.9)."""
+    """Stage I: the large CLIP, prompted and tuned on a few labelled images (1.9, 2.7, 2.9, 3.14)."""
 
     text_prompt_length: int = Field(4, ge=1)
     text_prompt_depth: int = Field(9, ge=1)
@@ -84,9 +84,29 @@ class Teacher(Tower):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     text_l1_weight: float = Field(25.0, ge=0)
+    """Pulls text features to those without prompts; all three weights 0 is plain cross-entropy (2.9)."""
     image_l1_weight: float = Field(10.0, ge=0)
+    """Pulls image features to those without prompts (2.9)."""
     logit_kl_weight: float = Field(1.0, ge=0)
+    """Pulls predictions to the zero-shot ones (2.9)."""
+    keep: Literal["average", "best", "last"] = "average"
+    """Final prompts: a Gaussian average over epochs (2.9), the best epoch on validation, or the last."""
+    average_mean: float = 15.0
+    """Epoch in the middle of the average, for `keep: average` (2.9, 3.15)."""
+    average_std: float = Field(1.0, gt=0)
+    """Standard deviation of the average, in epochs (2.9, 3.15)."""
     seed: int = Field(1, ge=0, lt=SEEDS)
+    """Draws the initial prompts and the order of the images."""
+
+    @model_validator(mode="after")
+    def _mean_within_epochs(self) -> Teacher:
+        averages = self.keep == "average" and self.epochs > 0
+        if averages and not 1 <= self.average_mean <= self.epochs:
+            raise ValueError(
+                f"average_mean: {self.average_mean:g} lies outside epochs 1 to {self.epochs};"
+                " move it inside, or set keep to best or last"
+            )
+        return self
 
 
 class Student(Tower):
@@ -138,6 +158,14 @@ class Train(Section):
     """Constant rate of the first epoch (3.4)."""
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
+    precision: Literal["mixed", "float16"] = "mixed"
+    """`mixed`: float32 weights, bfloat16 autocast on a GPU, float32 on a CPU.
+
+    `float16`: as PromptKD (3.8), emulated in float32 on any device. The weights of projector and
+    EduAttention, their gradients, momentum and updates are rounded to float16 in every step, and so
+    are prompts, features, activations of these layers and logits in use, with their gradients. No
+    loss scaling. Prompts, BatchNorm and alpha are stored, and the frozen tower runs, in float32.
+    """
     seed: int = Field(1, ge=0, lt=SEEDS)
     """Draws the initial prompts and layers and the order of the images."""
 
@@ -152,9 +180,10 @@ class Halving(Section):
 class Search(Section):
     """How arms are chosen."""
 
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    sampler: Literal["tpe", "random", "grid", "list"] = "tpe"
+    """`grid`: every cell of the space; `list`: every arm of `first`, in every cell of the space."""
     arms: int | None = Field(None, ge=1)
-    """Arms to train; None is right for a grid, which knows its own size."""
+    """Arms to train; None is right for a grid and a list, which know their own size."""
     arms_per_trial: int = Field(8, ge=1)
     """Arms trained in lockstep on one frozen backbone: one Tune trial."""
     startup_arms: int = Field(10, ge=0)
@@ -162,8 +191,14 @@ class Search(Section):
     seed: int = Field(0, ge=0, lt=SEEDS)
     halving: Halving | None = None
     first: tuple[dict[str, Scalar], ...] = ()
-    """Arms that are trained before the sampler is asked, as overrides."""
-    space: dict[str, Dimension]
+    """Named arms, as overrides: trained before tpe or random is asked, or the arms of a list."""
+    space: dict[str, Dimension] = Field(default_factory=dict)
+    """What is searched; may be left out only for a list."""
+
+    @property
+    def is_enumerated(self) -> bool:
+        """Whether all arms are known beforehand, so that no sampler is asked."""
+        return self.sampler in ("grid", "list")
 
 
 class Compute(Section):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,7 @@ from comkd_ray.weights import save_student
 
 SCALARS = ("student.ifalign", "student.edu_attention", "student.attention_scale")
 ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
-SHAPING = ("student.", "train.batch_size", "train.epochs")
+SHAPING = ("student.", "train.batch_size", "train.epochs", "train.precision")
 CONFIG = ("student.", "loss.", "train.")
 
 Report = Callable[[Row], None]
@@ -102,8 +103,9 @@ def _shared(run: str, cache: str) -> tuple[Study, Material]:
 def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa: B008  (frozen)
     """Carry out a work order, or this process's share of it.
 
-    Arms that ended before are left out. Alone, an error ends the arms it hit as failed and keeps
-    the process; in a group it is raised, as the other processes would wait for ever.
+    Arms that ended before are left out. Arms that do not fit into memory together are trained in
+    two halves, one after the other. Any other error ends the arms of its structure as failed, in
+    all processes of the group, and the next structure goes on.
     """
     job = read_job(path)
     torch.set_num_threads(job.threads)
@@ -116,18 +118,56 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
         for one in job.arms
         if one.arm not in finished
     ]
-    groups = partition(arms)
-    for index, group in enumerate(groups):
-        recorder = _Recorder(job, study, material.photographs.table.classes, report, share)
-        meter = Meter(Path(job.run), f"{job.cohort}.{share.rank}")
-        steps = partial(_step, meter, index, len(groups))
+    heard = replace(share, gather=partial(_gather_or_raise, share))
+    recorder = _Recorder(job, study, material.photographs.table.classes, report, heard)
+    meter = Meter(Path(job.run), f"{job.cohort}.{share.rank}")
+    waiting, done = partition(arms), 0
+    while waiting:
+        group = waiting.pop(0)
+        steps = partial(_step, meter, done, done + 1 + len(waiting))
         try:
-            fit(group, material, recorder.epoch, history, share, steps)
-        except (RuntimeError, ValueError, ArithmeticError) as error:
-            if share.size > 1 or isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
-                raise  # no fault of the arm: the process is not to be trusted any more
-            recorder.fail(group, error)
+            fit(group, material, recorder.epoch, history, heard, steps)
+        except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+            failure = _agree(error, share)
+            rest = recorder.open_arms(group) if failure.too_large else []
+            if len(rest) > 1:
+                waiting[:0] = [rest[::2], rest[1::2]]
+                continue
+            recorder.fail(group[share.rank :: share.size], str(failure))
+        done += 1
     report({"done": True})
+
+
+class _GroupError(RuntimeError):
+    """What ended a structure: this process's own error, or what another of the group says of its."""
+
+    def __init__(self, words: str, too_large: bool) -> None:
+        super().__init__(words)
+        self.too_large = too_large
+
+
+def _agree(error: Exception, share: Share) -> _GroupError:
+    """The failure that all processes of the group act on; an error of the device is raised.
+
+    After one, the process is not to be trusted any more. Memory is told apart: it is no fault of an arm.
+    """
+    if isinstance(error, _GroupError):
+        return error
+    too_large = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    if "CUDA" in str(error) and not too_large:
+        raise error
+    failure = _GroupError(f"{type(error).__name__}: {error}", too_large)
+    share.gather({"error": str(failure), "too_large": too_large})
+    return failure
+
+
+def _gather_or_raise(share: Share, own: Row) -> list[Row]:
+    """Gather, and fail with the process that failed: it says so where the others wait for it."""
+    parts = share.gather(own)
+    for part in parts:
+        if "error" in part:
+            raise _GroupError(part["error"], part["too_large"])
+    return parts
 
 
 def _with_own(job: Job, records: dict[str, Row]) -> dict[int, list[float]]:
@@ -153,32 +193,41 @@ def _step(meter: Meter, index: int, groups: int, done: int, total: int) -> None:
 
 
 class _Recorder:
-    """Turns what `fit` says into durable records, then into one small report of the whole group."""
+    """Turns what `fit` says into durable records, then into small reports of all processes."""
 
     def __init__(
         self, job: Job, study: Study, classes: tuple[str, ...], report: Report, share: Share
     ) -> None:
         self.job, self.study, self.classes, self.report, self.share = job, study, classes, report, share
         self.ended: set[str] = set()
+        self.untold: list[str] = []
+        """Arms with a record that no report has named yet."""
 
     def epoch(self, epoch: EpochReport) -> None:
         for one in epoch.ended:
             self.write(one)
-        own = {
-            "values": [[row["arm"], row[OBJECTIVE]] for row in epoch.rows if row["loss"] is not None],
-            "ended": [one.arm["arm"] for one in epoch.ended],
-        }
-        parts = self.share.gather(own)
-        values = [pair for part in parts for pair in part["values"]]
-        ended = [arm for part in parts for arm in part["ended"]]
-        self.report({"epoch": epoch.epoch, "values": values, "ended": ended})
+        values = [[row["arm"], row[OBJECTIVE]] for row in epoch.rows if row["loss"] is not None]
+        self.tell(epoch.epoch, values)
 
-    def fail(self, arms: Sequence[Arm], error: Exception) -> None:
+    def tell(self, epoch: int, own: list[list[Any]]) -> None:
+        """One report of what all processes of the group have."""
+        parts = self.share.gather({"values": own, "ended": self.untold})
+        self.untold = []
+        values = [pair for part in parts for pair in part["values"]]
+        self.report({"epoch": epoch, "values": values, "ended": [arm for p in parts for arm in p["ended"]]})
+
+    def open_arms(self, arms: Sequence[Arm]) -> list[Arm]:
+        """Those that have not ended, in this process or another of the group."""
+        own = [arm for part in self.share.gather({"ended": sorted(self.ended)}) for arm in part["ended"]]
+        return [arm for arm in arms if arm.arm not in own]
+
+    def fail(self, arms: Sequence[Arm], words: str) -> None:
         """Record arms that an error ended; those that had ended before stay as they are."""
         lost = [one for one in self.job.arms if one.arm in {arm.arm for arm in arms} - self.ended]
         for one in lost:
-            write_failed(self.study, self.job.run, self.job.cohort, one, f"{type(error).__name__}: {error}")
-        self.report({"epoch": 0, "values": [], "ended": [one.arm for one in lost]})
+            write_failed(self.study, self.job.run, self.job.cohort, one, words)
+            self.untold.append(one.arm)
+        self.tell(0, [])
 
     def write(self, ended: Ended) -> None:
         """Add what the order says of the arm, and store its record for good."""
@@ -189,6 +238,7 @@ class _Recorder:
             save_student(run, asked.arm, study, ended.state, self.classes)
         write_record(run, row, ended.epochs)
         self.ended.add(asked.arm)
+        self.untold.append(asked.arm)
 
 
 def asked_columns(study: Study, cohort: str, asked: Asked) -> Row:

@@ -8,6 +8,8 @@ Shapes: A arms, B images, C classes, D joint width. A leading `A or 1` may be br
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,26 +48,34 @@ def teacher_losses(
     image: Tensor,
     text: Tensor,
     labels: Tensor,
-    frozen_image: Tensor,
-    frozen_text: Tensor,
     logit_scale: float,
+    weights: Mapping[str, float],
+    frozen_image: Tensor | None,
+    frozen_text: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Stage I, PromptSRC's terms, unweighted (PAPER 1.9, 2.9). All features are unit vectors.
+    """Stage I: cross-entropy and PromptSRC's terms, weighted; their sum is the loss (PAPER 1.9, 2.9).
 
     image, frozen_image `[B, D]`: with and without prompts. text `[C, D]`: prompted; frozen_text
-    `[C, D]`: mean over templates, also the classifier of the zero-shot logits. labels `[B]`.
-    Returns scalars; KL is the sum over classes and images over B * C, zero-shot logits as target,
-    T = 1.
+    `[C, D]`: mean over templates, also the classifier of the zero-shot logits. All are unit vectors.
+    labels `[B]`. Scalars come back; KL is the sum over classes and images over B * C, zero-shot
+    logits as target, T = 1. weights: of `text_l1`, `image_l1`, `logit_kl`; a term of weight 0 is not
+    computed, and frozen features that no term needs may be None.
     """
     logits = logit_scale * image @ text.T
-    target = F.log_softmax(logit_scale * frozen_image @ frozen_text.T, dim=-1)
-    return {
-        "cross_entropy": F.cross_entropy(logits, labels),
-        "text_l1": F.l1_loss(text, frozen_text),
-        "image_l1": F.l1_loss(image, frozen_image),
-        "logit_kl": F.kl_div(F.log_softmax(logits, dim=-1), target, log_target=True, reduction="sum")
-        / logits.numel(),
-    }
+    terms = {"cross_entropy": F.cross_entropy(logits, labels)}
+    if weights["text_l1"] > 0:
+        assert frozen_text is not None
+        terms["text_l1"] = weights["text_l1"] * F.l1_loss(text, frozen_text)
+    if weights["image_l1"] > 0:
+        assert frozen_image is not None
+        terms["image_l1"] = weights["image_l1"] * F.l1_loss(image, frozen_image)
+    if weights["logit_kl"] > 0:
+        assert frozen_image is not None
+        assert frozen_text is not None
+        target = F.log_softmax(logit_scale * frozen_image @ frozen_text.T, dim=-1)
+        kl = F.kl_div(F.log_softmax(logits, dim=-1), target, log_target=True, reduction="sum")
+        terms["logit_kl"] = weights["logit_kl"] * kl / logits.numel()
+    return terms
 
 
 def normalize(features: Tensor) -> Tensor:

@@ -83,15 +83,16 @@ class TunedTeacher:
 
     key: str
     visual: Tensor | None
-    """Visual prompts `[depth, L, W]`; None for a tower that takes none."""
-    text_features: Tensor
-    """Unit features of all classes `[C, D]`, encoded with the chosen prompts (PAPER 1.20, 5.3)."""
+    """Visual prompts `[depth, L, W]`; None where none were learned."""
+    text: Tensor | None
+    """Text prompts `[depth, L, W]`, the same for any class names; None for a zero-shot teacher."""
     card: dict[str, Any]
+    """How it was made and how good it is: `card.json`."""
 
     @property
     def digest(self) -> str:
         """Hash of the tensors themselves: the same recipe may give others on another machine."""
-        tensors = (self.text_features, *(() if self.visual is None else (self.visual,)))
+        tensors = [tensor for tensor in (self.text, self.visual) if tensor is not None]
         sums = [hashlib.sha256(t.cpu().contiguous().numpy().tobytes()).hexdigest() for t in tensors]
         return digest(self.key, sums)
 
@@ -104,6 +105,8 @@ class Card:
     """Hash of data, teacher, banks and student; with an arm's values, that arm's identity."""
     data: str
     teacher: str
+    text: str
+    """The teacher's text features of the study's classes."""
     train_bank: str
     val_bank: str
     student_banks: tuple[str, str] | None
@@ -134,7 +137,7 @@ class Material:
 
 def open_photographs(study: Study, cache: Path, progress: Progress) -> Photographs:
     """What the student learns from and is tested on; decodes the images if that was never done."""
-    table = arranged(study, open_table(study.data))
+    table = arranged(study, open_table(study.data, progress))
     photographs = _store(study.data, table, study, cache, progress)
     _check_parts(photographs, study)
     return photographs
@@ -144,16 +147,16 @@ def open_source(study: Study, cache: Path, progress: Progress) -> Photographs:
     """What the teacher learns from: the source, or the study's own data where it has none."""
     if study.source is None:
         return open_photographs(study, cache, progress)
-    table = open_table(study.source)
-    if test_only(table):
+    table = open_table(study.source, progress)
+    if table.test_only:
         name = study.source.dataset
         raise UserError(f"source.dataset: {name}: it has test images only, nothing to learn from")
     return replace(_store(study.source, table, study, cache, progress), transductive=False)
 
 
-def open_table(data: Data) -> ImageTable:
+def open_table(data: Data, progress: Progress) -> ImageTable:
     """The checked list of images of a data set, nothing decoded."""
-    return open_dataset(data.dataset, asset_path(data.root), data.split_seed)
+    return open_dataset(data, asset_path(data.root), progress)
 
 
 def _store(data: Data, table: ImageTable, study: Study, cache: Path, progress: Progress) -> Photographs:
@@ -165,18 +168,13 @@ def _store(data: Data, table: ImageTable, study: Study, cache: Path, progress: P
     return Photographs(table, store, base, row.template if row else TEMPLATE, is_transductive(study))
 
 
-def test_only(table: ImageTable) -> bool:
-    """Whether a data set has test images only, as ImageNet's variants."""
-    return bool((table.parts == TEST).all())
-
-
 def arranged(study: Study, table: ImageTable) -> ImageTable:
     """The table with the parts that the protocol uses.
 
     A set of test images only is cut into parts, so that no student trains on what it is tested on;
     where the published habit is asked for, it stays whole (PAPER 5.14).
     """
-    if not test_only(table) or is_transductive(study):
+    if not table.test_only or is_transductive(study):
         return table
     if not protocol_of(study).has_source:
         raise UserError(
@@ -184,7 +182,7 @@ def arranged(study: Study, table: ImageTable) -> ImageTable:
             " cross_dataset or domain_generalization"
         )
     seed = study.data.split_seed
-    parts = splits.split_by_class(table.labels, seed, (0.5, 0.2, 0.3), table.classes)
+    parts = splits.parts_of_test_only(table.labels, seed, table.classes)
     cut = f"{table.split}; cut 50/20/30 into train/val/test (split_seed {seed})"
     return replace(table, parts=parts, split=cut)
 
@@ -232,13 +230,28 @@ def read_teacher(cache: Path, key: str, device: torch.device) -> TunedTeacher:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, SafetensorError):
         raise UserError(f"{folder}: missing or damaged; the same command makes it again") from None
-    return TunedTeacher(key, tensors.get("visual"), tensors["text_features"], card)
+    return TunedTeacher(key, tensors.get("visual"), tensors.get("text"), card)
+
+
+def text_path(cache: Path, teacher: str, text: str) -> Path:
+    """File of a teacher's text features of one list of classes."""
+    return cache / "teachers" / teacher / f"text-{text}.safetensors"
+
+
+def read_text(cache: Path, teacher: str, text: str, device: torch.device) -> Tensor:
+    """A teacher's unit text features `[C, D]`, encoded once (PAPER 1.20, 5.3). UserError if missing."""
+    path = text_path(cache, teacher, text)
+    try:
+        return load_file(path, device=str(device))["features"]
+    except (OSError, ValueError, KeyError, SafetensorError):
+        raise UserError(f"{path}: missing or damaged; the same command makes it again") from None
 
 
 def is_ready(card: Card, cache: Path) -> bool:
     """Whether the cache still holds every part that a card names, undamaged."""
     try:
         read_teacher(cache, card.teacher, torch.device("cpu"))
+        read_text(cache, card.teacher, card.text, torch.device("cpu"))
         for key in (card.train_bank, card.val_bank, *(card.student_banks or ())):
             read_bank(cache, key)
     except UserError:
@@ -257,7 +270,7 @@ def open_material(study: Study, card: Card, cache: Path) -> Material:
         card,
         photographs,
         load_clip(study.student, device),
-        read_teacher(cache, card.teacher, device).text_features,
+        read_text(cache, card.teacher, card.text, device),
         read_bank(cache, card.train_bank),
         read_bank(cache, card.val_bank),
         (read_bank(cache, banks[0]), read_bank(cache, banks[1])) if banks else None,

@@ -38,9 +38,12 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 for matrix products on a GPU; float32 elsewhere (bf16 on most CPUs is far slower)."""
-    if device.type == "cuda":
+def autocast(device: torch.device, precision: str = "mixed") -> contextlib.AbstractContextManager[object]:
+    """bfloat16 for matrix products on a GPU; float32 elsewhere (bf16 on most CPUs is far slower).
+
+    precision: `train.precision`; `float16` rounds float32 by itself, so nothing is cast for it.
+    """
+    if device.type == "cuda" and precision == "mixed":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from comkd_ray.precision import round_, unchanged
+
 
 def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float:
     """Rate of `epoch` (1 is the first): constant warm-up in the first, then a cosine (PAPER 3.4).
@@ -22,13 +24,21 @@ def learning_rate(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float
 class SGD:
     """torch.optim.SGD's rule (momentum, weight decay, no dampening) with rates of each arm.
 
-    Every parameter is `[A, ...]`; momentum, weight_decay and the rate of a step are `[A]`.
+    Every parameter is `[A, ...]`; momentum, weight_decay and the rate of a step are `[A]`. Those
+    named in `in_float16` are stepped as torch steps float16 tensors: every result is rounded.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], momentum: Tensor, weight_decay: Tensor) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        momentum: Tensor,
+        weight_decay: Tensor,
+        in_float16: frozenset[str] = frozenset(),
+    ) -> None:
         self.parameters = dict(parameters)
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.in_float16 = in_float16
         self.buffers: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -38,11 +48,12 @@ class SGD:
             if parameter.grad is None:
                 continue
             shape = (-1,) + (1,) * (parameter.dim() - 1)
-            update = parameter.grad + self.weight_decay.view(shape) * parameter
+            stored = round_ if name in self.in_float16 else unchanged
+            update = stored(stored(parameter.grad) + self.weight_decay.view(shape) * parameter)
             if name in self.buffers:
-                update = self.buffers[name].mul_(self.momentum.view(shape)).add_(update)
+                update = stored(stored(self.buffers[name].mul_(self.momentum.view(shape))).add_(update))
             self.buffers[name] = update
-            parameter.sub_(lr.view(shape) * update)
+            stored(parameter.sub_(lr.view(shape) * update))
             parameter.grad = None
 
     def keep(self, parameters: Mapping[str, Tensor], arms: Tensor) -> None:

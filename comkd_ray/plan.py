@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from comkd_ray import search_space, study_file
 from comkd_ray.config import Study, Tower
 from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
+from comkd_ray.data.folders import silent
 from comkd_ray.data.splits import base_count, few_shot
 from comkd_ray.errors import UserError
 from comkd_ray.material import arranged, open_table
@@ -94,7 +95,7 @@ class Plan:
 
 def make_plan(study: Study) -> Plan:
     """Count what a study would take. UserError for whatever its data or space have wrong."""
-    table = arranged(study, open_table(study.data))
+    table = arranged(study, open_table(study.data, silent))
     learned = taught_images(study, table)
     counts = {"train": TRAIN, "val": VAL, "test": TEST}
     images = {name: len(table.select(part)) for name, part in counts.items()}
@@ -132,18 +133,18 @@ def make_plan(study: Study) -> Plan:
 
 def taught_images(study: Study, target: ImageTable) -> int:
     """How many labelled images the teacher learns from; `target` is the table of the study's data."""
-    data, table = study.data, target
+    data, table, key = study.data, target, "data.shots"
     if study.source is not None:
-        data, table = study.source, open_table(study.source)
+        data, table, key = study.source, open_table(study.source, silent), "source.shots"
     classes = len(table.classes)
     learned = base_count(classes) if protocol_of(study).has_halves else classes
     train = table.select(TRAIN)
     train = train[table.labels[train] < learned]
-    return len(few_shot(table.labels, train, data.shots, data.split_seed, table.classes))
+    return len(few_shot(table.labels, train, data.shots, data.split_seed, table.classes, key))
 
 
 def _draws(study: Study) -> Iterator[Study]:
-    """Configurations of the space at random: each must be a sound arm."""
+    """The named arms, and configurations of the space at random: each must be a sound arm."""
     stream = random.Random(study.search.seed)  # noqa: S311  (a search, no secret)
 
     def ask(_: str, dimension: Dimension) -> Scalar:
@@ -153,15 +154,16 @@ def _draws(study: Study) -> Iterator[Study]:
         assert dimension.bounds is not None
         return stream.uniform(*dimension.bounds)
 
+    yield from (study_file.resolve(study, point) for point in study.search.first)
     for _ in range(DRAWS if study.search.space else 0):
         yield study_file.resolve(study, search_space.draw(study.search.space, ask))
 
 
 def _arms(study: Study) -> int:
-    if study.search.sampler != "grid":
-        assert study.search.arms is not None
-        return study.search.arms
-    return sum(1 for _ in search_space.grid(study.search.space))
+    if study.search.is_enumerated:
+        return len(study_file.cells(study))
+    assert study.search.arms is not None
+    return study.search.arms
 
 
 def cost_of(tower: Tower) -> Cost:

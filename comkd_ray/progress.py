@@ -7,9 +7,12 @@ reads them. No actor, no queue, nothing that can hang or be throttled.
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
@@ -22,6 +25,7 @@ EVERY = 0.5  # seconds between two writings of one file
 PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
 STAGES = {
     "teacher": "tune teacher",
+    "text": "class names",
     "bank": "teacher bank",
     "arms": "train arms",
 }
@@ -119,6 +123,9 @@ class Screen:
                 self.tasks[stage] = self.bars.add_task(name, total=total, detail="")
             self.bars.update(self.tasks[stage], completed=done, total=total, detail=detail)
             return
+        if done < total and self.shown.get(stage) == float("inf"):  # its next piece: another bank
+            del self.shown[stage]
+            self.begun[stage] = now
         due = now - self.shown.get(stage, -PLAIN_EVERY) >= PLAIN_EVERY
         if not due and not (done >= total and self.shown.get(stage) != float("inf")):
             return
@@ -143,6 +150,15 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """open_clip and its kin warn and log at import; a person asked for a study. Call it before."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not verbose:
+        logging.basicConfig(level=logging.ERROR)
+        warnings.filterwarnings("ignore")
 
 
 class Watch:

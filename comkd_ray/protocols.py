@@ -1,7 +1,7 @@
 """Who learns from what, what chooses, and on what the result is tested: the four protocols.
 
 One table; nothing else in the package decides by a protocol's name. A strict selection never sees a
-test label (DESIGN decision 7); `promptkd` reproduces the published habit and says so (PAPER 5.10-5.14).
+test label ; `promptkd` reproduces the published habit and says so (PAPER 5.10-5.14).
 
     base_to_novel          one data set, its classes in two halves, each evaluated alone
     cross_dataset          a teacher of `source`, distilled on unlabelled images of `data`, tested there

@@ -6,6 +6,7 @@ its own, each taking a share of the arms. The numbers are the same either way.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from comkd_ray import jobs, study_file
+from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.results import Row
 from comkd_ray.train import Share
@@ -22,17 +24,21 @@ Loop = Callable[[dict[str, Any]], None]
 ERROR = "error.txt"
 
 
-def run_local(path: Path, report: Callable[[Row], None]) -> None:
-    """Train a cohort in this process; `report` is Tune's own, as Train's raises inside a trial."""
+def run_here(work: Callable[[], None]) -> None:
+    """Train in this process: Train's local mode, which needs no cluster. What `work` raises comes out."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    def loop(config: dict[str, Any]) -> None:
-        jobs.run_job(Path(config["job"]), report)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces the mode every time
 
     TorchTrainer(
-        loop, train_loop_config={"job": str(path)}, scaling_config=ScalingConfig(num_workers=0)
+        lambda config: work(), train_loop_config={}, scaling_config=ScalingConfig(num_workers=0)
     ).fit()
+
+
+def run_local(path: Path, report: Callable[[Row], None]) -> None:
+    """Train a cohort in this process; `report` is Tune's own, as Train's raises inside a trial."""
+    run_here(partial(jobs.run_job, path, report))
 
 
 def run_group(path: Path, callbacks: list[Any]) -> None:
@@ -48,6 +54,15 @@ def run_group(path: Path, callbacks: list[Any]) -> None:
         Path(job.run),
         callbacks,
     )
+
+
+def tune_teacher(study: Study, cache: Path, progress: Callable[[str, int, int], None]) -> str:
+    """Stage I alone, in this process; returns the key of the teacher."""
+    from comkd_ray import stage_one
+
+    keys: list[str] = []
+    run_here(lambda: keys.append(stage_one.tune_teacher(study, cache, progress).key))
+    return keys[0]
 
 
 def prepare(run: Path, cache: Path, cpus: float, gpus: float) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,13 @@ def read_records(run: Path, arm: str = "*") -> dict[str, Row]:
         except (ValueError, KeyError, TypeError):
             path.replace(path.with_suffix(".damaged"))
     return records
+
+
+def ranked(records: Mapping[str, Row]) -> list[Row]:
+    """Rows of `arms` at full budget, best objective first."""
+    rows = (record["arm"] for record in records.values())
+    complete = [row for row in rows if row["status"] == "complete"]
+    return sorted(complete, key=lambda row: (row["objective"], row["arm"]), reverse=True)
 
 
 def compact(run: Path) -> int:

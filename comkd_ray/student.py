@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from comkd_ray.config import Student, Study
 from comkd_ray.losses import normalize, per_arm
 from comkd_ray.models import Clip
+from comkd_ray.precision import round_, rounding, stored_in_float16
 from comkd_ray.prompts import encode_embedded, generator, visual_tokens
 
 BN_MOMENTUM, BN_EPS = 0.1, 1e-5  # torch's own
@@ -75,13 +76,18 @@ class StudentCohort(nn.Module):
         super().__init__()
         self.config = arms[0].student
         self.clip = clip
-        self.text = text
+        self.precision = arms[0].train.precision
+        self.rounded = rounding(self.precision)
+        self.text = self.rounded(text)
         device, width = text.device, text.shape[1]
         initial = [initial_parameters(arm, clip, width) for arm in arms]
         self.tensors = {
             name: torch.stack([one[name] for one in initial]).to(device).requires_grad_()
             for name in initial[0]
         }
+        self.in_float16 = stored_in_float16(self.precision, self.tensors)
+        for name in self.in_float16:
+            round_(self.tensors[name])
         self.running = {
             f"{layer}.{moment}": torch.full((len(arms), width), float(moment == "var"), device=device)
             for layer in range(self.config.projector_layers - 1)
@@ -120,16 +126,16 @@ class StudentCohort(nn.Module):
         `[A or 1, B, D_s]`.
         """
         visual = self.tensors.get("visual")
-        return inputs if visual is None else encode_embedded(self.clip, inputs, visual)
+        return inputs if visual is None else encode_embedded(self.clip, inputs, self.rounded(visual))
 
     def project(self, features: Tensor) -> Tensor:
         """The projector, a 1x1 convolution on vectors (PAPER 2.4): `[A or 1, B, D_s]` -> `[A, B, D]`."""
-        x = features.expand(self.scale.shape[0], -1, -1)
+        x = self.rounded(features).expand(self.scale.shape[0], -1, -1)
         for layer in range(self.config.projector_layers):
             name = f"projector.{layer}"
-            x = affine(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
+            x = self.rounded(affine(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]))
             if layer < self.config.projector_layers - 1:
-                x = self._batch_norm(x, layer).relu()
+                x = self.rounded(self._batch_norm(x, layer)).relu()
         return x
 
     def _batch_norm(self, x: Tensor, layer: int) -> Tensor:
@@ -153,10 +159,10 @@ class StudentCohort(nn.Module):
         if not self.any_attention:
             return image
         query, key, value = self._attend(image, text)
-        weights = (query @ key.mT / self.scale[:, None, None]).softmax(-1)
-        fused = self.tensors["alpha"][:, None] * (weights @ value) + image
+        weights = self.rounded(self.rounded(query @ key.mT / self.scale[:, None, None]).softmax(-1))
+        fused = self.rounded(self.tensors["alpha"][:, None] * self.rounded(weights @ value) + image)
         if self.config.renormalize:
-            fused = normalize(fused)
+            fused = self.rounded(normalize(fused))
         return fused.where(self.edu_attention[:, None, None], image)
 
     def _attend(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,14 +170,16 @@ class StudentCohort(nn.Module):
         names = ("shared",) * 3 if shared else ("query", "key", "value")
         inputs = (image, text[None].expand(image.shape[0], -1, -1), text[None].expand(image.shape[0], -1, -1))
         query, key, value = (
-            affine(x, self.tensors[f"attention.{name}.weight"], self.tensors[f"attention.{name}.bias"])
+            self.rounded(
+                affine(x, self.tensors[f"attention.{name}.weight"], self.tensors[f"attention.{name}.bias"])
+            )
             for x, name in zip(inputs, names, strict=True)
         )
         return query, key, value
 
     def logits(self, image: Tensor) -> Tensor:
         """Logits `[A, B, C]` of unit features `[A, B, D]` over all classes (PAPER 1.7, 5.1)."""
-        return self.clip.logit_scale * self.fuse(image, self.text) @ self.text.T
+        return self._classify(image, self.text)
 
     def group_logits(self, image: Tensor, groups: Sequence[range]) -> Tensor:
         """Logits `[A, B, C]` where each group of classes is evaluated alone (PAPER 1.16).
@@ -181,8 +189,11 @@ class StudentCohort(nn.Module):
         if self.config.attention_keys == "all" or not self.any_attention:
             return self.logits(image)
         texts = [self.text[group.start : group.stop] for group in groups]
-        scale = self.clip.logit_scale
-        return torch.cat([scale * self.fuse(image, text) @ text.T for text in texts], dim=-1)
+        return torch.cat([self._classify(image, text) for text in texts], dim=-1)
+
+    def _classify(self, image: Tensor, text: Tensor) -> Tensor:
+        fused = self.fuse(self.rounded(image), text)
+        return self.rounded(self.rounded(self.clip.logit_scale * fused) @ text.T)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

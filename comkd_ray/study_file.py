@@ -91,7 +91,7 @@ def load(path: Path, sets: Iterable[str] = ()) -> Study:
 
 def _make_absolute(tree: Json) -> None:
     """Paths count from where the command was typed; workers of a cluster run somewhere else."""
-    for section, key in (("data", "root"), ("teacher", "model"), ("student", "model"),
+    for section, key in (("data", "root"), ("source", "root"), ("teacher", "model"), ("student", "model"),
                          ("teacher", "pretrained"), ("student", "pretrained")):  # fmt: skip
         place = tree.get(section)
         value = place.get(key) if isinstance(place, dict) else None
@@ -168,27 +168,58 @@ def _is_section(kind: Any) -> bool:
 
 def _check_space(study: Study, origin: str) -> None:
     """Every searched key exists, may be searched, and takes each of its values."""
-    flat = flatten(study.model_dump())
-    known = [key for key in flat if key.startswith(SEARCHABLE) and key not in TOWER]
-    search = study.search
+    flat, search = flatten(study.model_dump()), study.search
     for key in search.space:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else "searchable are student.*, loss.*, train.*"
-            raise UserError(f"{origin}: search.space.{key}: unknown key; {hint}")
+        _check_searchable(key, flat, f"{origin}: search.space.{key}")
     try:
         search_space.check(search.space)
-        if search.sampler == "grid":
+        if search.is_enumerated:
             next(search_space.grid(search.space))
     except ValueError as error:
         raise UserError(f"{origin}: search.space.{error}") from None
     for key, dimension in search.space.items():
         for value in (*(dimension.bounds or ()), *(dimension.choice or ())):
             resolve(study, {key: value}, f"{origin}: search.space")
+    _check_sampler(study, origin)
     for point in search.first:
-        _check_point(study, point, flat, f"{origin}: search.first")
-    if search.sampler != "grid" and search.arms is None:
-        raise UserError(f"{origin}: search.arms: how many arms? Only a grid knows its own size")
+        if search.sampler == "list":
+            _check_listed(study, point, flat, f"{origin}: search.first")
+        else:
+            _check_point(study, point, flat, f"{origin}: search.first")
+
+
+def _check_searchable(key: str, flat: Overrides, origin: str) -> None:
+    known = [name for name in flat if name.startswith(SEARCHABLE) and name not in TOWER]
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else "searchable are student.*, loss.*, train.*"
+        raise UserError(f"{origin}: unknown key; {hint}")
+
+
+def _check_sampler(study: Study, origin: str) -> None:
+    """The sampler has what it draws from, and nothing that it would not look at."""
+    search = study.search
+    if search.sampler == "list" and not search.first:
+        raise UserError(
+            f"{origin}: search.first: a list holds the arms that stand here; {{}} is the study's own"
+        )
+    if search.sampler != "list" and not search.space:
+        raise UserError(f"{origin}: search.space: which keys are searched? Only a list does without")
+    if search.sampler == "grid" and search.first:
+        raise UserError(
+            f"{origin}: search.first: a grid has no first arms; sampler: list crosses them with the space"
+        )
+    if search.arms is None and not search.is_enumerated:
+        raise UserError(f"{origin}: search.arms: how many arms? Only a grid or a list knows its own size")
+
+
+def _check_listed(study: Study, point: Overrides, flat: Overrides, origin: str) -> None:
+    """An arm of a list sets searchable keys that the space does not set as well."""
+    for key in point:
+        _check_searchable(key, flat, f"{origin}: {key}")
+        if key in study.search.space:
+            raise UserError(f"{origin}: {key}: stands in search.space too; set it in one of them")
+    resolve(study, point, origin)
 
 
 def _check_point(study: Study, point: Overrides, flat: Overrides, origin: str) -> None:
@@ -212,6 +243,21 @@ def variants(study: Study) -> list[Study]:
     space = study.search.space.items()
     points = [{key: v} for key, d in space for v in (*(d.bounds or ()), *(d.choice or ()))]
     return [study, *(resolve(study, point) for point in (*points, *study.search.first))]
+
+
+def cells(study: Study) -> list[Overrides]:
+    """The arms of a grid or a list, in order.
+
+    A list holds every arm of `search.first` in every cell of the space. A key that any of these arms
+    names is in all of them, with the study's own value where an arm leaves it out: so all rows name
+    the same searched keys, and arms of one seed can be paired.
+    """
+    of_space = list(search_space.grid(study.search.space))
+    if study.search.sampler == "grid":
+        return of_space
+    own, first = flatten(study.model_dump(mode="json")), study.search.first
+    named = dict.fromkeys(key for point in first for key in point)
+    return [{key: point.get(key, own[key]) for key in named} | cell for point in first for cell in of_space]
 
 
 def resolve(study: Study, overrides: Overrides, origin: str = "arm") -> Study:

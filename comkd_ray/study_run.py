@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from comkd_ray import cluster, prepare, progress, provenance, ray_train, report, results, study_file
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
-from comkd_ray.bank import cache_root
+from comkd_ray.cache import cache_root
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
@@ -26,12 +26,11 @@ from comkd_ray.material import Card, is_ready, open_photographs, read_card, writ
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.plan import taught_images
 from comkd_ray.progress import Screen, Watch
-from comkd_ray.protocols import OBJECTIVE, objective_of
+from comkd_ray.protocols import objective_of
 from comkd_ray.results import Row
-from comkd_ray.weights import keep_students
+from comkd_ray.weights import keep_best
 
 MEMORY_EVERY = 5.0  # seconds between two looks at memory
-KEPT_STUDENTS = 3  # best arms whose weights stay on disk
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class _Run:
 
     def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
-        if self.study.search.sampler == "grid":
+        if self.study.search.is_enumerated:
             return GridArms(self.study, lambda cell: ray_search.identify(self.study, card, cell), records)
         return OptunaArms(self.study, self.run / "optuna.journal")
 
@@ -238,10 +237,8 @@ class _Run:
         if rows:
             results.compact(self.run)
             report.build(self.run)
-        complete = [row for row in rows if row["status"] == "complete"]
-        ranked = sorted(complete, key=lambda row: (row[OBJECTIVE], row["arm"]), reverse=True)
-        keep_students(self.run, [row["arm"] for row in ranked[:KEPT_STUDENTS]])
-        best = ranked[0] if ranked else None
+        keep_best(self.run, records, everything=True)
+        best = next(iter(results.ranked(records)), None)
         failed = sum(row["status"] == "failed" for row in rows)
         left = self.searcher.total - len(rows) if self.searcher else 1
         return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)

@@ -20,8 +20,9 @@ from comkd_ray.jobs import Asked, Job
 from comkd_ray.material import Card
 from comkd_ray.optuna_search import Proposal
 from comkd_ray.protocols import OBJECTIVE
-from comkd_ray.results import Row, read_records
+from comkd_ray.results import Row, ranked, read_records
 from comkd_ray.search_space import Overrides
+from comkd_ray.weights import keep_best
 
 
 class Arms(Protocol):
@@ -113,8 +114,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
     @property
     def best(self) -> float | None:
         """Best objective of an arm at full budget."""
-        arms = [record["arm"] for record in list(self.records.values())]
-        return max((arm[OBJECTIVE] for arm in arms if arm["status"] == "complete"), default=None)
+        return next((row[OBJECTIVE] for row in ranked(dict(self.records))), None)
 
     @property
     def left(self) -> int:
@@ -188,6 +188,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
                 self.records[arm] = record
             self.lost += record is None
             self.arms.tell(cohort.pop(arm).number, record)
+        keep_best(self.run, dict(self.records))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal and the records are the state."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from comkd_ray.errors import UserError
 from comkd_ray.losses import normalize
 from comkd_ray.models import Clip, default_device, load_clip
 from comkd_ray.prompts import embed_images
-from comkd_ray.results import write_atomic
+from comkd_ray.results import Row, ranked, write_atomic
 from comkd_ray.student import StudentCohort
 
 FOLDER = "students"
+KEPT = 3  # best arms of a study whose weights stay on disk
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,12 @@ def load_student(folder: Path, device: torch.device | None = None) -> TrainedStu
     return TrainedStudent(clip, cohort.eval(), tuple(card["classes"]))
 
 
-def keep_students(run: Path, arms: Collection[str]) -> None:
-    """Delete the students of all other arms."""
+def keep_best(run: Path, records: Mapping[str, Row], everything: bool = False) -> None:
+    """Delete the students of recorded arms but the best KEPT by the objective.
+
+    everything: also those without a record, which a crash left behind when no arm is running.
+    """
+    best = [row["arm"] for row in ranked(records)[:KEPT]]
     for folder in (run / FOLDER).glob("*"):
-        if folder.name not in arms:
+        if folder.name not in best and (everything or folder.name in records):
             shutil.rmtree(folder, ignore_errors=True)

@@ -87,7 +87,8 @@ def tree(root: Path, search: Tree | None = None, **sections: Tree) -> Tree:
         "data": {"root": str(root / "photographs"), "side": SIDE, "shots": 2, "views": 2},
         "teacher": {
             "model": f"local-dir:{root / 'teacher'}",
-            "prompt_length": 2, "prompt_depth": 2, "text_prompt_depth": 2, "epochs": 1,
+            "prompt_length": 2, "prompt_depth": 2, "text_prompt_depth": 2,
+            "epochs": 1, "average_mean": 1,
         },
         "student": {"model": f"local-dir:{root / 'student'}", "prompt_length": 2, "prompt_depth": 2},
         "train": {"epochs": 2, "batch_size": 8, "lr": 0.02},

@@ -35,27 +35,36 @@ ALLOWED = {
     "search_space": "|",
     "config": "search_space |",
     "study_file": "config errors search_space |",
+    "cache": "errors |",
     "protocols": "config |",
     # data
     "data.__init__": "|",
     "data.splits": "errors |",
-    "data.datasets": "data.splits errors |",
+    "data.folders": "errors |",
+    "data.layouts": "data.folders data.splits errors |",
+    "data.raw": "data.folders data.layouts data.splits errors | scipy",
+    "data.datasets": "config data.folders data.layouts data.raw data.splits errors |",
+    "data.inspection": "config data.datasets data.folders data.layouts data.splits errors |",
     "data.views": "data.splits | torch",
     "data.pixels": "data.datasets data.views errors |",
     # method
     "losses": "| torch",
     "metrics": "| torch",
-    "optim": "| torch",
+    "precision": "| torch",
+    "optim": "precision | torch",
     "models": "config errors study_file | open_clip safetensors torch",
     "prompts": "errors models | open_clip torch",
-    "student": "config losses models prompts | torch",
+    "student": "config losses models precision prompts | torch",
     "bank": "data.pixels data.views errors study_file | torch",
     "results": "errors | polars",
     "material": "bank config data.datasets data.pixels data.splits errors models protocols results study_file"
     " | safetensors torch",
-    "teacher": "config errors losses material models optim prompts | safetensors torch",
-    "prepare": "bank config data.datasets data.pixels data.splits errors losses material metrics models"
-    " prompts protocols student study_file teacher | open_clip torch",
+    "teacher": "config errors losses material models optim prompts results study_file"
+    " | open_clip safetensors torch",
+    "stage_one": "bank config data.datasets data.pixels data.splits errors losses material metrics models"
+    " prompts protocols study_file teacher | torch",
+    "prepare": "bank config data.datasets data.pixels errors material models prompts stage_one student"
+    " study_file teacher | torch",
     "cohort": "bank config data.datasets losses material metrics models optim prompts protocols results"
     " student | torch",
     "train": "cohort config material protocols results | torch",
@@ -65,11 +74,12 @@ ALLOWED = {
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
     "optuna_search": "config protocols results search_space study_file | optuna",
-    "ablation": "config optuna_search results search_space |",
+    "ablation": "config optuna_search results search_space study_file |",
     "cluster": "config errors | ray",
-    "ray_train": "errors jobs material prepare progress results study_file train | ray ray.train torch",
+    "ray_train": "config errors jobs material prepare progress results stage_one study_file train"
+    " | ray ray.train torch",
     "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
-    " study_file | ray ray.tune",
+    " study_file weights | ray ray.tune",
     # report
     "stats": "| polars scipy",
     "markdown": "results stats | polars",
@@ -82,11 +92,15 @@ ALLOWED = {
     "report": "config cost_plots errors figure findings markup plots report_tables results search_plots stats"
     " study_file | plotly polars",
     # top
-    "plan": "config data.datasets data.splits errors material models prepare protocols search_space"
-    " study_file | open_clip torch",
-    "study_run": "ablation bank cluster config data.datasets errors material optuna_search prepare progress"
+    "plan": "config data.datasets data.folders data.splits errors material models prepare protocols"
+    " search_space study_file | open_clip torch",
+    "study_run": "ablation cache cluster config data.datasets errors material optuna_search prepare progress"
     " plan protocols provenance ray_train report results study_file tune weights |",
-    "cli": "__init__ cluster errors markdown plan progress report results study_file study_run |",
+    "exits": "errors |",
+    "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
+    "cli_teacher": "cache cluster exits progress ray_train study_file |",
+    "cli": "__init__ cli_data cli_teacher cluster exits markdown plan progress report results study_file"
+    " study_run |",
 }
 REPORT_SIDE = (
     "stats", "figure", "plots", "cost_plots", "search_plots", "findings", "markup", "markdown",
@@ -197,7 +211,10 @@ def test_the_teacher_is_out_of_reach_of_training(room: str) -> None:
 def test_data_knows_nothing_of_the_method() -> None:
     for room in FILES:
         if room.startswith("data."):
-            assert {one for one in reached(room) if not one.startswith("data.")} <= {"errors", "__init__"}
+            outside = {one for one in reached(room) if not one.startswith("data.")}
+            assert outside <= {"errors", "__init__", "config", "search_space"}
+            of_config = {name for name in imported(room) if name.startswith("comkd_ray.config")}
+            assert of_config <= {"comkd_ray.config.Data", "comkd_ray.config.DataSet"}
 
 
 # Weight of the command line -----------------------------------------------------------------------
@@ -278,6 +295,6 @@ def test_asserting_rooms_find_what_they_look_for() -> None:
     """The readers of this file are not blind: they see hidden, dotted and renamed imports."""
     assert "study_run" in rooms_of("cli")
     assert {"ray", "ray.train"} <= heavy_of("ray_train")
-    assert rooms_of("data.datasets") == {"data.splits", "errors"}
+    assert rooms_of("data.layouts") == {"data.folders", "data.splits", "errors"}
     assert "__init__" in rooms_of("provenance")
     assert "torch" in set().union(*(heavy_of(one) for one in reached("study_run")))

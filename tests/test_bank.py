@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.testing import assert_close
 
-from comkd_ray.bank import CENTER, Bank, build_bank, cache_root, pixels_of, read_bank
+from comkd_ray.bank import CENTER, Bank, build_bank, pixels_of, read_bank
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import open_dataset
 from comkd_ray.data.pixels import open_store
@@ -193,14 +193,6 @@ def test_a_full_disk_is_told_before_anything_is_written(
         build(tmp_path)
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("COMKD_CACHE", raising=False)
-    assert cache_root() == tmp_path / "comkd-ray"
-    monkeypatch.setenv("COMKD_CACHE", str(tmp_path / "own"))
-    assert cache_root() == tmp_path / "own"
-
-
 # The pixels that teacher and student see --------------------------------------------------------
 
 
@@ -208,7 +200,7 @@ def test_an_image_and_a_view_always_give_the_same_pixels(
     tmp_path: Path, make_study: Callable[..., Study]
 ) -> None:
     """Whatever batch they are asked in: the crop and flip of that view, or the central square."""
-    table = open_dataset("folder", Path(make_study().data.root), 1)
+    table = open_dataset(data := make_study().data, Path(data.root))
     store = open_store(table, 40, tmp_path, quiet)
     images = np.array([7, 3, 20])
     for view in (CENTER, 1, 2):

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 import comkd_ray
+from comkd_ray.config import Data, DataSet
 from comkd_ray.data.datasets import ROWS, TEST, TRAIN, VAL, ImageTable, open_dataset
 from comkd_ray.errors import UserError
 
 SPLIT = "split_zhou_Caltech101.json"
 IMAGES = "101_ObjectCategories"
 Listing = dict[str, list[Any]]
+
+
+def opened(name: str, root: Path, seed: int) -> ImageTable:
+    return open_dataset(Data.model_validate({"dataset": name, "root": str(root), "split_seed": seed}), root)
 
 
 def put(root: Path, *paths: str) -> None:
@@ -59,7 +64,7 @@ def images_by_part(table: ImageTable) -> dict[int, set[str]]:
 
 
 def test_a_split_file_gives_labels_parts_and_prompt_names(tmp_path: Path) -> None:
-    table = open_dataset("caltech101", split_data_set(tmp_path), split_seed=1)
+    table = opened("caltech101", split_data_set(tmp_path), seed=1)
     assert table.root == tmp_path / IMAGES
     assert table.classes == ("cat", "big dog")
     assert table.paths[:2] == ("cat/train.jpg", "Big_Dog/train.jpg")
@@ -71,7 +76,7 @@ def test_a_split_file_gives_labels_parts_and_prompt_names(tmp_path: Path) -> Non
 
 def test_the_split_seed_does_not_touch_a_published_split(tmp_path: Path) -> None:
     root = split_data_set(tmp_path)
-    one, two = (open_dataset("caltech101", root, seed) for seed in (1, 2))
+    one, two = (opened("caltech101", root, seed) for seed in (1, 2))
     assert images_by_part(one) == images_by_part(two)
 
 
@@ -79,7 +84,7 @@ def test_the_photographs_of_the_package_open_with_every_row(tmp_path: Path) -> N
     root = Path(comkd_ray.__file__).parent / "assets" / "caltech20"
     if not root.is_dir():
         pytest.skip("the package was built without its photographs")
-    table = open_dataset("caltech101", root, split_seed=1)
+    table = opened("caltech101", root, seed=1)
     assert len(table.classes) == 20
     assert all((table.root / path).is_file() for path in table.paths)
     assert {len(table.select(part)) > 100 for part in (TRAIN, VAL, TEST)} == {True}
@@ -89,7 +94,7 @@ def test_the_image_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     root = split_data_set(tmp_path / "set")
     (root / IMAGES).rename(tmp_path / "elsewhere")
     (root / IMAGES).symlink_to(tmp_path / "elsewhere")
-    assert len(open_dataset("caltech101", root, 1).paths) == 6
+    assert len(opened("caltech101", root, 1).paths) == 6
 
 
 def test_templates_have_one_place_for_the_class() -> None:
@@ -100,20 +105,20 @@ def test_without_its_split_file_a_data_set_is_never_split_anew(tmp_path: Path) -
     root = split_data_set(tmp_path)
     (root / SPLIT).unlink()
     with pytest.raises(UserError, match=rf"{SPLIT}: no such split file.*CoOp.*DATASETS\.md"):
-        open_dataset("caltech101", root, 1)
+        opened("caltech101", root, 1)
 
 
 def test_an_image_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / SPLIT).write_text(json.dumps(listing()))
     with pytest.raises(UserError, match=f"{IMAGES}: no such folder"):
-        open_dataset("caltech101", tmp_path, 1)
+        opened("caltech101", tmp_path, 1)
 
 
 def test_broken_json_is_named(tmp_path: Path) -> None:
     root = split_data_set(tmp_path)
     (root / SPLIT).write_text(json.dumps(listing())[:-9])
     with pytest.raises(UserError, match=f"{SPLIT}: not readable as JSON"):
-        open_dataset("caltech101", root, 1)
+        opened("caltech101", root, 1)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_broken_json_is_named(tmp_path: Path) -> None:
 )
 def test_a_split_file_of_another_structure_is_refused(tmp_path: Path, content: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        open_dataset("caltech101", split_data_set(tmp_path, content), 1)
+        opened("caltech101", split_data_set(tmp_path, content), 1)
 
 
 def test_missing_images_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
@@ -140,13 +145,13 @@ def test_missing_images_are_counted_and_the_first_is_named(tmp_path: Path) -> No
     (root / IMAGES / "Big_Dog" / "val.jpg").unlink()
     (root / IMAGES / "cat" / "test.jpg").unlink()
     with pytest.raises(UserError, match=r"2 of 6 listed images are missing.*Big_Dog/val\.jpg"):
-        open_dataset("caltech101", root, 1)
+        opened("caltech101", root, 1)
 
 
 def test_images_of_a_folder_that_is_not_there_are_missing(tmp_path: Path) -> None:
     content = listing() | {"test": [["bird/1.jpg", 0, "cat"], ["cat/test.jpg", 1, "big_dog"]]}
     with pytest.raises(UserError, match=r"1 of 6 listed images are missing.*bird/1\.jpg"):
-        open_dataset("caltech101", split_data_set(tmp_path, content), 1)
+        opened("caltech101", split_data_set(tmp_path, content), 1)
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
@@ -154,7 +159,7 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
     (root / IMAGES / "cat" / "val.jpg").unlink()
     (root / IMAGES / "cat" / "val.jpg").mkdir()
     with pytest.raises(UserError, match=r"1 of 6 listed images are missing.*cat/val\.jpg"):
-        open_dataset("caltech101", root, 1)
+        opened("caltech101", root, 1)
 
 
 @pytest.mark.parametrize("path", ["../secret.jpg", "cat/../../secret.jpg", "/etc/passwd", "..\\a"])
@@ -162,7 +167,7 @@ def test_a_path_out_of_the_root_is_refused(tmp_path: Path, path: str) -> None:
     put(tmp_path, "secret.jpg")
     content = listing() | {"val": [[path, 0, "cat"]]}
     with pytest.raises(UserError, match=r"val\[0\].*leaves the image folder"):
-        open_dataset("caltech101", split_data_set(tmp_path / "set", content), 1)
+        opened("caltech101", split_data_set(tmp_path / "set", content), 1)
 
 
 @pytest.mark.parametrize("linked", ["cat/val.jpg", "cat"])
@@ -172,7 +177,7 @@ def test_a_link_out_of_the_root_is_refused(tmp_path: Path, linked: str) -> None:
     place.rename(tmp_path / "outside")
     place.symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match=f"{linked} is a link out of"):
-        open_dataset("caltech101", root, 1)
+        opened("caltech101", root, 1)
 
 
 @pytest.mark.parametrize("again", ["cat/train.jpg", "./cat//train.jpg"])
@@ -180,7 +185,7 @@ def test_an_image_in_two_parts_is_refused(tmp_path: Path, again: str) -> None:
     content = listing()
     content["test"].append([again, 0, "cat"])
     with pytest.raises(UserError, match=r"cat/train\.jpg is in train and again in test"):
-        open_dataset("caltech101", split_data_set(tmp_path, content), 1)
+        opened("caltech101", split_data_set(tmp_path, content), 1)
 
 
 def _relabel(content: Listing, old: int, new: int, part: str = "train val test") -> Listing:
@@ -193,20 +198,20 @@ def _relabel(content: Listing, old: int, new: int, part: str = "train val test")
 def test_labels_with_a_gap_are_refused(tmp_path: Path) -> None:
     root = split_data_set(tmp_path, _relabel(listing(), 1, 2))
     with pytest.raises(UserError, match="no image has label 1"):
-        open_dataset("caltech101", root, 1)
+        opened("caltech101", root, 1)
 
 
 def test_negative_labels_are_refused(tmp_path: Path) -> None:
     root = split_data_set(tmp_path, _relabel(listing(), 1, -1))
     with pytest.raises(UserError, match="no image has label 1"):
-        open_dataset("caltech101", root, 1)
+        opened("caltech101", root, 1)
 
 
 def test_a_label_with_two_names_is_refused(tmp_path: Path) -> None:
     content = listing()
     content["test"][0][2] = "kitten"
     with pytest.raises(UserError, match=r"label 0 is called 'cat' and, at cat/test\.jpg, 'kitten'"):
-        open_dataset("caltech101", split_data_set(tmp_path, content), 1)
+        opened("caltech101", split_data_set(tmp_path, content), 1)
 
 
 @pytest.mark.parametrize(("part", "name"), [("train", "train"), ("test", "test"), ("val", "val")])
@@ -214,21 +219,21 @@ def test_a_class_that_a_part_lacks_is_refused(tmp_path: Path, part: str, name: s
     content = listing()
     del content[part][1]
     with pytest.raises(UserError, match=f"class 'big dog' has no {name} image"):
-        open_dataset("caltech101", split_data_set(tmp_path, content), 1)
+        opened("caltech101", split_data_set(tmp_path, content), 1)
 
 
 def test_two_labels_that_prompts_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
     content = {key: [[p, lab, "a_b" if lab else "a b"] for p, lab, _ in rows]
                for key, rows in listing().items()}  # fmt: skip
     with pytest.raises(UserError, match="two classes are called 'a b'"):
-        open_dataset("caltech101", split_data_set(tmp_path, content), 1)
+        opened("caltech101", split_data_set(tmp_path, content), 1)
 
 
 # Folders ----------------------------------------------------------------------------------------
 
 
 def test_class_folders_are_cut_50_20_30_within_each_class(tmp_path: Path) -> None:
-    table = open_dataset("folder", class_folders(tmp_path, red_fox=10, cat=20), split_seed=3)
+    table = opened("folder", class_folders(tmp_path, red_fox=10, cat=20), seed=3)
     assert table.classes == ("cat", "red fox")
     counts = [[int(np.sum(table.labels[table.select(part)] == label)) for label in (0, 1)]
               for part in (TRAIN, VAL, TEST)]  # fmt: skip
@@ -238,25 +243,25 @@ def test_class_folders_are_cut_50_20_30_within_each_class(tmp_path: Path) -> Non
 
 
 def test_the_smallest_class_still_has_an_image_in_every_part(tmp_path: Path) -> None:
-    table = open_dataset("folder", class_folders(tmp_path, a=3, b=3), 1)
+    table = opened("folder", class_folders(tmp_path, a=3, b=3), 1)
     assert sorted(table.parts[table.labels == 0].tolist()) == [TRAIN, VAL, TEST]
 
 
 def test_a_seed_always_gives_the_same_parts_and_another_seed_others(tmp_path: Path) -> None:
     root = class_folders(tmp_path, a=20, b=20)
-    one, again, two = (images_by_part(open_dataset("folder", root, seed)) for seed in (1, 1, 2))
+    one, again, two = (images_by_part(opened("folder", root, seed)) for seed in (1, 1, 2))
     assert one == again
     assert one != two
 
 
 def test_paths_and_their_order_do_not_hang_on_the_seed(tmp_path: Path) -> None:
     root = class_folders(tmp_path, a=20, b=20)
-    one, two = (open_dataset("folder", root, seed) for seed in (1, 2))
+    one, two = (opened("folder", root, seed) for seed in (1, 2))
     assert one.paths == two.paths == tuple(sorted(one.paths))
 
 
 def test_train_val_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
-    table = open_dataset("folder", part_folders(tmp_path), 1)
+    table = opened("folder", part_folders(tmp_path), 1)
     found = images_by_part(table)
     assert all(path.startswith("val/") for path in found[VAL])
     assert {part: len(paths) for part, paths in found.items()} == {TRAIN: 10, VAL: 10, TEST: 10}
@@ -264,7 +269,7 @@ def test_train_val_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> Non
 
 
 def test_without_val_a_seeded_fifth_of_train_becomes_val(tmp_path: Path) -> None:
-    table = open_dataset("folder", part_folders(tmp_path, "train test"), split_seed=4)
+    table = opened("folder", part_folders(tmp_path, "train test"), seed=4)
     found = images_by_part(table)
     assert {part: len(paths) for part, paths in found.items()} == {TRAIN: 8, VAL: 2, TEST: 10}
     assert {path.split("/")[1] for path in found[VAL]} == {"cat", "dog"}
@@ -274,7 +279,7 @@ def test_without_val_a_seeded_fifth_of_train_becomes_val(tmp_path: Path) -> None
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    table = open_dataset("folder", class_folders(tmp_path, train=4, test=4, car=4), 1)
+    table = opened("folder", class_folders(tmp_path, train=4, test=4, car=4), 1)
     assert table.classes == ("car", "test", "train")
 
 
@@ -282,7 +287,7 @@ def test_only_images_count_whatever_the_case_of_their_suffix(tmp_path: Path) -> 
     root = class_folders(tmp_path, a=3, b=3)
     put(root, "a/x.JPEG", "a/y.Tiff", "a/notes.txt", "a/.hidden.jpg", "a/._x.jpg", "a/deep/z.jpg")
     put(root, ".git/1.jpg", "README.md", "loose.jpg")
-    table = open_dataset("folder", root, 1)
+    table = opened("folder", root, 1)
     assert table.classes == ("a", "b")
     assert table.paths == ("a/000.jpg", "a/001.jpg", "a/002.jpg", "a/x.JPEG", "a/y.Tiff",
                            "b/000.jpg", "b/001.jpg", "b/002.jpg")  # fmt: skip
@@ -292,7 +297,7 @@ def test_images_of_a_folder_may_be_links(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set", a=3, b=2)
     put(tmp_path, "outside.jpg")
     (root / "b" / "link.jpg").symlink_to(tmp_path / "outside.jpg")
-    assert "b/link.jpg" in open_dataset("folder", root, 1).paths
+    assert "b/link.jpg" in opened("folder", root, 1).paths
 
 
 def _remove_images(root: Path) -> None:
@@ -326,7 +331,7 @@ def test_class_folders_that_cannot_be_split_are_refused(
     root = class_folders(tmp_path, a=3, b=3)
     damage(root)
     with pytest.raises(UserError, match=message):
-        open_dataset("folder", root, 1)
+        opened("folder", root, 1)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +351,7 @@ def test_part_folders_that_do_not_agree_are_refused(
     root = part_folders(tmp_path)
     damage(root)
     with pytest.raises(UserError, match=message):
-        open_dataset("folder", root, 1)
+        opened("folder", root, 1)
 
 
 def test_an_empty_class_folder_in_a_part_is_named(tmp_path: Path) -> None:
@@ -354,19 +359,19 @@ def test_an_empty_class_folder_in_a_part_is_named(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         (root / part / "bird").mkdir()
     with pytest.raises(UserError, match="train/bird: no images"):
-        open_dataset("folder", root, 1)
+        opened("folder", root, 1)
 
 
 def test_one_train_image_cannot_be_shared_with_val(tmp_path: Path) -> None:
     root = part_folders(tmp_path, "train test")
     put(root, "train/bird/1.jpg", "test/bird/1.jpg")
     with pytest.raises(UserError, match="class 'bird' has 1 images, 2 are needed"):
-        open_dataset("folder", root, 1)
+        opened("folder", root, 1)
 
 
 def test_one_class_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only one class"):
-        open_dataset("folder", class_folders(tmp_path, a=9), 1)
+        opened("folder", class_folders(tmp_path, a=9), 1)
 
 
 # Roots ------------------------------------------------------------------------------------------
@@ -375,21 +380,20 @@ def test_one_class_is_no_data_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["folder", "caltech101"])
 def test_a_root_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"absent: no such folder; data\.root"):
-        open_dataset(name, tmp_path / "absent", 1)
+        opened(name, tmp_path / "absent", 1)
 
 
 def test_a_root_without_classes_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no class folders"):
-        open_dataset("folder", tmp_path, 1)
+        opened("folder", tmp_path, 1)
 
 
-def test_an_unknown_data_set_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'cifar' is unknown; known are folder, caltech101"):
-        open_dataset("cifar", tmp_path, 1)
+def test_a_study_may_name_each_data_set_of_the_table_a_folder_and_a_split_file() -> None:
+    assert set(get_args(DataSet)) == {"folder", "split_file", *ROWS}
 
 
 def test_every_error_is_one_line(tmp_path: Path) -> None:
     root = split_data_set(tmp_path, {"train": [["a\nb.jpg\n", 0]]})
     with pytest.raises(UserError) as caught:
-        open_dataset("caltech101", root, 1)
+        opened("caltech101", root, 1)
     assert "\n" not in str(caught.value)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import outer
 import pytest
+import torch
 
 from comkd_ray import jobs, prepare, results, study_file
 from comkd_ray.cohort import Arm
@@ -84,6 +89,7 @@ def break_down(monkeypatch: pytest.MonkeyPatch, layers: int, epoch: int) -> None
         ({}, {"loss.temperature": 2.0}, False),
         ({}, {"train.seed": 2}, False),
         ({}, {"train.epochs": 3}, False),
+        ({}, {"train.precision": "float16"}, False),
         ({}, {"student.ifalign": False}, False),
         ({}, {"student.attention_scale": 2.0}, False),
         ({}, {"loss.align_weight": 2.0}, False),
@@ -146,6 +152,7 @@ def test_scalars_flags_and_seeds_may_differ_within_a_group(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "apart",
     [
+        {"train.precision": "float16"},
         {"student.projector_layers": 3},
         {"student.prompt_length": 1},
         {"student.prompt_depth": 1},
@@ -267,12 +274,117 @@ def test_a_long_error_is_cut(order: Callable[..., Job], run: Path, monkeypatch: 
     assert len(results.read_records(run)["arm0"]["arm"]["error"]) == 500
 
 
-def test_in_a_group_an_error_is_raised_for_the_others_to_hear(
+def in_two_processes(job: Job) -> list[list[Tree]]:
+    """What each of two processes of a group reports; threads stand for them, and meet as they do."""
+    meeting, parts = threading.Barrier(2, timeout=60), [[{}, {}], [{}, {}]]
+    turn = [0, 0]
+
+    def gather(rank: int, own: Tree) -> list[Tree]:
+        parts[turn[rank] % 2][rank] = own
+        meeting.wait()
+        both = list(parts[turn[rank] % 2])
+        turn[rank] += 1
+        return both
+
+    path, reports = jobs.write_job(job), ([], [])
+
+    def process(rank: int) -> None:
+        jobs.run_job(path, reports[rank].append, Share(rank, 2, partial(gather, rank)))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(process, (0, 1)))
+    return list(reports)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_in_a_group_an_error_of_one_process_ends_the_structure_in_all(
+    order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch, rank: int, epoch: int
+) -> None:
+    """arm0 and arm1 are of one structure, in a process each; arm2 and arm3 are of the next.
+
+    In the last epoch the other process has stored its arm before it hears of the error.
+    """
+
+    def broken_fit(
+        arms: list[Arm], material: Any, report: Any, history: Any, share: Share, meter: Any
+    ) -> None:
+        def tell(said: EpochReport) -> None:
+            if said.epoch == epoch and share.rank == rank and arms[0].study.student.projector_layers == 1:
+                raise RuntimeError("out of memory:\n  tried to allocate\n  more")
+            report(said)
+
+        fit(arms, material, tell, history, share, meter)
+
+    monkeypatch.setattr(jobs, "fit", broken_fit)
+    one_layer = {"student.projector_layers": 1}
+    job = order(one_layer, one_layer | {"train.seed": 2}, {}, {"train.seed": 2}, protected=(0, 1, 2, 3))
+    first, second = in_two_processes(job)
+    assert first == second
+    assert {"epoch": 0, "values": [], "ended": ["arm0", "arm1"]} in first
+    records = results.read_records(run)
+    ends = {arm: (one["arm"]["status"], one["arm"]["error"]) for arm, one in records.items()}
+    hit, other = ("arm0", "arm1") if rank == 0 else ("arm1", "arm0")
+    assert ends == {
+        hit: ("failed", OUT_OF_MEMORY),
+        other: ("failed", OUT_OF_MEMORY) if epoch == 1 else ("complete", None),
+        "arm2": ("complete", None),
+        "arm3": ("complete", None),
+    }
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch, room: int) -> list[int]:
+    """Let memory hold no more than `room` arms at once; the list says how many arms each try had."""
+    tries: list[int] = []
+
+    def narrow_fit(arms: list[Arm], *rest: Any) -> None:
+        tries.append(len(arms))
+        if len(arms) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        fit(arms, *rest)
+
+    monkeypatch.setattr(jobs, "fit", narrow_fit)
+    return tries
+
+
+def scores(run: Path) -> dict[str, float]:
+    return {arm: one["arm"].get("objective", -1) for arm, one in results.read_records(run).items()}
+
+
+def test_arms_that_do_not_fit_into_memory_are_trained_in_halves(
     order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_down(monkeypatch, layers=2, epoch=1)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        carry_out(order({}, {"train.seed": 2}), Share(0, 2, lambda own: [own, own]))
+    overrides = [{"train.seed": seed} for seed in range(1, 6)]
+    job = order(*overrides, protected=(0, 1, 2, 3, 4))
+    carry_out(job)
+    whole = scores(run)
+    shutil.rmtree(run / "records")
+    tries = narrow(monkeypatch, room=2)
+    carry_out(job)
+    assert tries == [5, 3, 2, 1, 2]
+    assert scores(run) == pytest.approx(whole)
+
+
+def test_an_arm_that_alone_does_not_fit_fails_and_says_so(
+    order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow(monkeypatch, room=0)
+    carry_out(order({}, {"train.seed": 2}))
+    errors = {one["arm"]["error"] for one in results.read_records(run).values()}
+    assert errors == {"OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB"}
+
+
+def test_an_error_of_the_device_is_raised(
+    order: Callable[..., Job], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is broken: the driver starts the cohort again in another one."""
+
+    def broken_fit(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(jobs, "fit", broken_fit)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        carry_out(order({}))
     assert results.read_records(run) == {}
 
 

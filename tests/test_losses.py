@@ -202,23 +202,26 @@ def test_one_teacher_serves_all_arms_in_align() -> None:
 def promptsrc(
     image: Tensor, text: Tensor, labels: Tensor, frozen_image: Tensor, frozen_text: Tensor, scale: float
 ) -> Tensor:
-    """The sum as PromptSRC's trainer writes it, with its weights 25 and 10 (PAPER 2.9)."""
-    logits = scale * image @ text.t()
-    zero_shot_logits = scale * frozen_image @ frozen_text.t()
-    loss_ce = F.cross_entropy(logits, labels)
-    loss_scl_text = F.l1_loss(text, frozen_text, reduction="mean") * 25
-    loss_scl_image = F.l1_loss(image, frozen_image, reduction="mean") * 10
-    loss_scl_logits = (
-        F.kl_div(
-            F.log_softmax(logits / 1, dim=1),
-            F.log_softmax(zero_shot_logits / 1, dim=1),
-            reduction="sum",
-            log_target=True,
-        )
-        * (1 * 1)
-        / logits.numel()
-    )
-    return loss_ce + loss_scl_text + loss_scl_image + loss_scl_logits
+    """PAPER 2.9 number by number: CE + 25 * L1(text) + 10 * L1(image) + KL(zero-shot || prompted)."""
+    images, classes, width = len(image), len(text), image.shape[1]
+    cross_entropy = kl = text_gap = image_gap = torch.zeros((), dtype=image.dtype)
+    for b in range(images):
+        odds = [torch.exp(scale * (image[b] * text[c]).sum()) for c in range(classes)]
+        frozen_odds = [torch.exp(scale * (frozen_image[b] * frozen_text[c]).sum()) for c in range(classes)]
+        cross_entropy = cross_entropy - torch.log(odds[labels[b]] / sum(odds)) / images
+        for c in range(classes):
+            p, q = frozen_odds[c] / sum(frozen_odds), odds[c] / sum(odds)
+            kl = kl + p * (p / q).log() / (images * classes)
+        for d in range(width):
+            image_gap = image_gap + (image[b, d] - frozen_image[b, d]).abs() / (images * width)
+    for c in range(classes):
+        for d in range(width):
+            text_gap = text_gap + (text[c, d] - frozen_text[c, d]).abs() / (classes * width)
+    return cross_entropy + 25 * text_gap + 10 * image_gap + 1 * kl
+
+
+PROMPTSRC = {"text_l1": 25.0, "image_l1": 10.0, "logit_kl": 1.0}
+"""Weights of PAPER 2.9."""
 
 
 def teacher_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -228,8 +231,8 @@ def teacher_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def ours_weighted(image: Tensor, text: Tensor) -> Tensor:
     _, _, labels, frozen_image, frozen_text = teacher_inputs()
-    terms = teacher_losses(image, text, labels, frozen_image, frozen_text, 20.0)
-    return terms["cross_entropy"] + 25 * terms["text_l1"] + 10 * terms["image_l1"] + terms["logit_kl"]
+    terms = teacher_losses(image, text, labels, 20.0, PROMPTSRC, frozen_image, frozen_text)
+    return torch.stack(list(terms.values())).sum()
 
 
 def test_teacher_terms_add_up_to_promptsrc() -> None:
@@ -245,10 +248,36 @@ def test_gradients_of_the_teacher_terms_are_those_of_promptsrc() -> None:
 
 def test_a_teacher_that_has_not_moved_pays_only_cross_entropy() -> None:
     image, text, labels, _, _ = teacher_inputs()
-    terms = teacher_losses(image, text, labels, image, text, 20.0)
+    terms = teacher_losses(image, text, labels, 20.0, PROMPTSRC, image, text)
     cross_entropy = terms.pop("cross_entropy")
     assert cross_entropy > 0
+    assert set(terms) == set(PROMPTSRC)
     assert all(abs(term.item()) < 1e-12 for term in terms.values())
+
+
+@pytest.mark.parametrize("off", [("text_l1",), ("image_l1",), ("logit_kl",), ("text_l1", "image_l1")])
+def test_a_teacher_term_of_weight_0_is_not_computed(off: tuple[str, ...]) -> None:
+    image, text, labels, frozen_image, frozen_text = teacher_inputs()
+    whole = teacher_losses(image, text, labels, 20.0, PROMPTSRC, frozen_image, frozen_text)
+    weights = PROMPTSRC | dict.fromkeys(off, 0.0)
+    terms = teacher_losses(image, text, labels, 20.0, weights, frozen_image, frozen_text)
+    assert terms == {name: term for name, term in whole.items() if name not in off}
+
+
+def test_without_regularisers_the_teachers_loss_is_cross_entropy_and_needs_nothing_frozen() -> None:
+    image, text, labels, _, _ = teacher_inputs()
+    weights = dict.fromkeys(PROMPTSRC, 0.0)
+
+    def plain(image: Tensor, text: Tensor) -> Tensor:
+        odds = torch.exp(20 * image @ text.T)
+        return -(odds[torch.arange(5), labels] / odds.sum(1)).log().mean()
+
+    def ours(image: Tensor, text: Tensor) -> Tensor:
+        (term,) = teacher_losses(image, text, labels, 20.0, weights, None, None).values()
+        return term
+
+    assert_close(ours(image, text), plain(image, text))
+    assert_close(gradients(ours, image, text), gradients(plain, image, text))
 
 
 # Small things -----------------------------------------------------------------------------------

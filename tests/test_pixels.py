@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import comkd_ray
+from comkd_ray.config import Data
 from comkd_ray.data import pixels
 from comkd_ray.data.datasets import TEST, TRAIN, ImageTable, open_dataset
 from comkd_ray.data.pixels import kept, open_store
@@ -462,7 +463,7 @@ def test_the_photographs_of_the_package_are_all_whole(tmp_path: Path) -> None:
     root = Path(comkd_ray.__file__).parent / "assets" / "caltech20"
     if not root.is_dir():
         pytest.skip("the package was built without its photographs")
-    table = open_dataset("caltech101", root, split_seed=1)
+    table = open_dataset(Data(dataset="caltech101", root=str(root)), root)
     store = open_store(table, 32, tmp_path, silent)
     assert len(store.pixels) == len(table.paths)
     assert store.broken == ()

@@ -49,6 +49,16 @@ def test_a_configuration_that_cannot_run_is_found(make_study: MakeStudy) -> None
         make_plan(make_study({"search.space": space}))
 
 
+def test_a_list_has_its_arms_in_every_cell_and_each_is_checked(make_study: MakeStudy) -> None:
+    def listed(*first: dict[str, Any]) -> Study:
+        space = {"train.seed": {"choice": [1, 2, 3]}}
+        return make_study({"search": {"sampler": "list", "first": list(first), "space": space}})
+
+    assert make_plan(listed({}, {"student.alpha": "vector"})).arms == 6
+    with pytest.raises(UserError, match=r"train.batch_size: 33, but 32 training images"):
+        make_plan(listed({}, {"train.batch_size": 33}))
+
+
 def test_nothing_is_written_and_json_is_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = outer.world(tmp_path / "world")
     tree: dict[str, Any] = outer.tree(world)

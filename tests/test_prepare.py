@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import comkd_ray.prepare
+import comkd_ray.stage_one
 from comkd_ray.bank import read_bank
 from comkd_ray.cohort import Arm
 from comkd_ray.config import Study
@@ -27,10 +27,12 @@ from comkd_ray.material import (
     open_photographs,
     read_card,
     read_teacher,
+    read_text,
     write_card,
 )
 from comkd_ray.models import Clip
-from comkd_ray.prepare import check, imagenet_templates, prepare, view_count
+from comkd_ray.prepare import check, prepare, view_count
+from comkd_ray.teacher import imagenet_templates
 from comkd_ray.train import EpochReport, fit
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -69,8 +71,8 @@ def test_a_second_study_of_the_same_pair_builds_nothing(
     def again(*_: object) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(comkd_ray.prepare, "encode_prompted", again)
-    monkeypatch.setattr(comkd_ray.prepare, "fit_teacher", again)
+    monkeypatch.setattr(comkd_ray.stage_one, "encode_prompted", again)
+    monkeypatch.setattr(comkd_ray.stage_one, "fit_teacher", again)
     other = make_study({"study": "other", "loss.temperature": 3.0, "train.lr": 0.5, "search.arms": 9})
     assert lasting(prepare(other, cache, quiet)) == lasting(card)
 
@@ -133,7 +135,7 @@ def test_a_preparation_that_was_interrupted_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     call: int,
 ) -> None:
-    study, work = make_study(QUICK), comkd_ray.prepare.encode_prompted
+    study, work = make_study(QUICK), comkd_ray.stage_one.encode_prompted
     asked = 0
 
     def stop_midway(*arguments: Any) -> Any:
@@ -144,7 +146,7 @@ def test_a_preparation_that_was_interrupted_goes_on(
         return work(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(comkd_ray.prepare, "encode_prompted", stop_midway)
+        patch.setattr(comkd_ray.stage_one, "encode_prompted", stop_midway)
         with pytest.raises(KeyboardInterrupt):
             prepare(study, tmp_path, quiet)
     assert lasting(prepare(study, tmp_path, quiet)) == lasting(prepared(study)[0])
@@ -175,24 +177,23 @@ def test_few_shots_are_base_images_of_the_training_part(
 ) -> None:
     """What reaches the teacher's tuning: 4 images each of coal and grass, and base validation."""
     given: list[Any] = []
-    tune = comkd_ray.prepare.fit_teacher
+    tune = comkd_ray.stage_one.fit_teacher
 
     def overheard(key: str, config: Any, clip: Clip, shots: Any, *rest: Any) -> Any:
         given.append(shots)
         return tune(key, config, clip, shots, *rest)
 
-    monkeypatch.setattr(comkd_ray.prepare, "fit_teacher", overheard)
+    monkeypatch.setattr(comkd_ray.stage_one, "fit_teacher", overheard)
     study = make_study({"teacher.seed": 77, "teacher.epochs": 1})
     prepare(study, cache, quiet)
     (shots,) = given
-    table = open_dataset("folder", Path(study.data.root), 1)
+    table = open_dataset(study.data, Path(study.data.root))
     paths = [table.paths[image] for image in shots.images]
     assert [path.rpartition("/")[0] for path in paths] == ["train/coal"] * 4 + ["train/grass"] * 4
     assert shots.labels.tolist() == [0] * 4 + [1] * 4
     val = [table.paths[image].rpartition("/")[0] for image in shots.val_images]
     assert val == ["val/coal"] * 5 + ["val/grass"] * 5
-    assert shots.classes == ("coal", "grass", "lemon", "sea")
-    assert shots.base == 2
+    assert shots.classes == ("coal", "grass")
 
 
 def test_the_teacher_is_measured_with_its_prompts(
@@ -243,9 +244,10 @@ def test_a_teacher_that_learns_no_images_learns_from_its_bank(
         prepared(make_study(conv | {"teacher.epochs": epochs})) for epochs in (4, 0)
     )
     assert (tuned.train_bank, tuned.val_bank) == (zero_shot.train_bank, zero_shot.val_bank)
-    teachers = [read_teacher(cache, card.teacher, torch.device("cpu")) for card in (tuned, zero_shot)]
-    assert teachers[0].visual is None
-    assert (teachers[0].text_features - teachers[1].text_features).abs().max() > 1e-3
+    cpu = torch.device("cpu")
+    assert read_teacher(cache, tuned.teacher, cpu).visual is None
+    texts = [read_text(cache, card.teacher, card.text, cpu) for card in (tuned, zero_shot)]
+    assert (texts[0] - texts[1]).abs().max() > 1e-3
 
 
 def test_a_zero_shot_teacher_is_the_model_as_it_is(
@@ -410,7 +412,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
     told: list[str] = []
     with pytest.raises(UserError, match=message):
         check(make_study(change), cache, lambda stage, *_: told.append(stage))
-    assert set(told) <= {"pixels"}
+    assert set(told) <= {"list images", "pixels"}
 
 
 def test_prompts_that_a_tower_cannot_take_are_remarked(

@@ -150,12 +150,16 @@ def test_what_all_arms_share_cannot_be_searched(tmp_path: Path, key: str) -> Non
         ("student.alpha=tensor", "student.alpha: input should be 'scalar' or 'vector'"),
         ("student.attention_scale=-1.0", "attention_scale must be above 0"),
         ("data.views=0", "views must be at least 1, or 'epochs'"),
+        ("teacher.epochs=14", "teacher: average_mean: 15 lies outside epochs 1 to 14; move it inside"),
+        ("teacher.average_mean=0.5", "teacher: average_mean: 0.5 lies outside epochs 1 to 20"),
+        ("teacher.average_std=0", "teacher.average_std: input should be greater than 0"),
+        ("teacher.keep=first", "teacher.keep: input should be 'average', 'best' or 'last'"),
         ("study=a b", "study: string should match pattern"),
         ("study=../up", "study: string should match pattern"),
         ("study=5", "study: input should be a valid string"),
         ("search=5", "search: input should be an object"),
         ("search.space.loss.temperature=5", "search.space.loss.temperature: input should be an object"),
-        ("search.arms=null", "search.arms: how many arms? Only a grid knows its own size"),
+        ("search.arms=null", "search.arms: how many arms? Only a grid or a list knows its own size"),
         ("search.sampler=grid", "search.space.loss.temperature: a grid needs `choice` or `step`"),
     ],
 )
@@ -213,6 +217,57 @@ def test_an_inactive_key_of_a_first_arm_needs_no_value_in_the_space(tmp_path: Pa
     assert "attention_scale: 1.0, the study's own value" in refusal(tmp_path, TEXT, space, flag, on)
 
 
+# Lists --------------------------------------------------------------------------------------------
+
+LIST = """
+study: parts
+data: {root: photographs}
+teacher: {model: ViT-B-16}
+student: {model: ViT-B-32}
+search:
+  sampler: list
+  first: [{}, {student.alpha: vector}]
+"""
+
+
+def test_a_list_needs_neither_a_space_nor_a_number(tmp_path: Path) -> None:
+    search = load(tmp_path, LIST).search
+    assert (search.is_enumerated, search.space, search.arms) == (True, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("search.first=[]", "search.first: a list holds the arms that stand here; {} is the study's own"),
+        ("search.first=[{student.alfa: 1}]", "student.alfa: unknown key; did you mean 'student.alpha'?"),
+        ("search.first=[{data.shots: 1}]", "data.shots: unknown key; searchable are student.*"),
+        ("search.first=[{student.alpha: tensor}]", "first: student.alpha: input should be 'scalar' or"),
+        ("search.space.student.alpha={choice: [scalar]}", "student.alpha: stands in search.space too"),
+        ("search.space.train.lr={float: [0.1, 1.0]}", "train.lr: a grid needs `choice` or `step`"),
+        ("search.sampler=tpe", "search.space: which keys are searched? Only a list does without"),
+    ],
+)
+def test_a_list_that_makes_no_sense_is_refused(tmp_path: Path, setting: str, words: str) -> None:
+    assert words in refusal(tmp_path, LIST, setting)
+
+
+def test_a_grid_with_first_arms_is_refused_as_it_would_not_train_them(tmp_path: Path) -> None:
+    settings = "search.sampler=grid", "search.space.train.seed={choice: [1, 2]}"
+    message = refusal(tmp_path, LIST, *settings)
+    assert "search.first: a grid has no first arms; sampler: list crosses them with the space" in message
+
+
+def test_folders_count_from_where_the_command_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of a cluster run somewhere else."""
+    monkeypatch.chdir(tmp_path)
+    text = LIST + "protocol: cross_dataset\nsource: {root: labelled}\n"
+    study = load(tmp_path, text)
+    assert study.source is not None
+    assert (study.data.root, study.source.root) == (str(tmp_path / "photographs"), str(tmp_path / "labelled"))
+
+
 # --set --------------------------------------------------------------------------------------------
 
 
@@ -233,6 +288,15 @@ def test_an_inactive_key_of_a_first_arm_needs_no_value_in_the_space(tmp_path: Pa
 def test_set_overrides_a_key_at_any_depth(tmp_path: Path, setting: str, key: str, value: object) -> None:
     study = load(tmp_path, TEXT, setting)
     assert study_file.flatten(study.model_dump(mode="json"))[key] == value
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [("epochs=3", "keep=last"), ("epochs=3", "keep=best"), ("epochs=0",), ("epochs=3", "average_mean=2.5")],
+)
+def test_few_epochs_of_the_teacher_need_no_mean_or_one_inside(tmp_path: Path, sets: tuple[str, ...]) -> None:
+    study = load(tmp_path, TEXT, *(f"teacher.{one}" for one in sets))
+    assert study.teacher.epochs in (0, 3)
 
 
 def test_later_settings_win(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import outer
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from comkd_ray.errors import UserError
 from comkd_ray.material import Card, Material
 from comkd_ray.metrics import accuracies, predict
 from comkd_ray.train import Ended, EpochReport, fit
-from comkd_ray.weights import keep_students, load_student, save_student
+from comkd_ray.weights import keep_best, load_student, save_student
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -53,11 +54,17 @@ def test_a_loaded_student_has_the_test_accuracy_of_its_row(
     assert novel == pytest.approx(ended.arm["test_novel_accuracy"])
 
 
-def test_only_the_named_students_stay(tmp_path: Path) -> None:
-    for name in ("best", "second", "third"):
+def test_the_best_students_and_those_that_still_train_stay(tmp_path: Path) -> None:
+    """`e` has no record yet: only when nothing runs is it what a crash left behind."""
+    for name in "abcdef":
         (tmp_path / "students" / name).mkdir(parents=True)
-    keep_students(tmp_path, ["best", "third"])
-    assert sorted(path.name for path in (tmp_path / "students").iterdir()) == ["best", "third"]
+    values = {"a": 10.0, "b": 40.0, "c": 20.0, "d": 30.0}
+    records = {name: outer.record(name, value) for name, value in values.items()}
+    records["f"] = outer.record("f", status="failed")
+    keep_best(tmp_path, records)
+    assert sorted(path.name for path in (tmp_path / "students").iterdir()) == list("bcde")
+    keep_best(tmp_path, records, everything=True)
+    assert sorted(path.name for path in (tmp_path / "students").iterdir()) == list("bcd")
 
 
 def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:

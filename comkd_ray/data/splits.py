@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,11 @@ from comkd_ray.errors import UserError
 
 PARTS = ("train", "val", "test")
 """Their positions are the numbers of the parts."""
+TRAIN, VAL, TEST = range(3)
+SOURCES = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
+"""Where every file of a data set is to be had, and where it belongs."""
+HELD_OUT = 50
+"""Images a class that become validation where a large data set has none (PAPER 6.20)."""
 
 Entry = tuple[str, int, str]  # image path, label, class name
 
@@ -40,18 +45,24 @@ def read_split_file(file: Path) -> dict[str, list[Entry]]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not readable as JSON ({error}); fetch it again") from None
-    seen: dict[str, str] = {}
     listed: dict[str, list[Entry]] = {}
     for part in PARTS:
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not rows:
             raise UserError(f"{file}: '{part}' must be a list of images; fetch it again")
         listed[part] = [_entry(row, f"{file}: {part}[{i}]") for i, row in enumerate(rows)]
-        for path, _, _ in listed[part]:
+    check_once(file, listed)
+    return listed
+
+
+def check_once(file: Path, listed: Mapping[str, Iterable[Entry]]) -> None:
+    """Every image is listed in one part, and there once."""
+    seen: dict[str, str] = {}
+    for part, entries in listed.items():
+        for path, _, _ in entries:
             if other := seen.get(path):
                 raise UserError(f"{file}: {path} is in {other} and again in {part}; keep it in one")
             seen[path] = part
-    return listed
 
 
 def _entry(row: object, place: str) -> Entry:
@@ -60,9 +71,25 @@ def _entry(row: object, place: str) -> Entry:
             pass
         case _:
             raise UserError(f"{place} must be [image path, label, class name], not {str(row)[:80]}")
+    return inside(path, place), label, name
+
+
+def inside(path: str, place: str) -> str:
+    """A listed path in its plain form; `place` says where it stands. UserError if it leads out."""
     if posixpath.isabs(path) or ".." in path.split("/") or "\\" in path or "\0" in path:
         raise UserError(f"{place}: {path!r} leaves the image folder; paths must stay inside it")
-    return posixpath.normpath(path), label, name
+    return posixpath.normpath(path)
+
+
+def read_lines(file: Path) -> list[tuple[str, str]]:
+    """(place for an error, line) of every line of a text file that is not blank."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; {SOURCES} says where to get it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as text ({error}); fetch it again") from None
+    return [(f"{file}: line {i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def class_names(file: Path, entries: Iterable[Entry]) -> tuple[str, ...]:
@@ -90,18 +117,20 @@ def few_shot(
     shots: int,
     seed: int,
     classes: Sequence[str],
+    key: str = "data.shots",
 ) -> NDArray[np.int64]:
     """Indices, ascending, of `shots` candidates of every class that occurs in them (PAPER 5.17).
 
-    A smaller number of shots is a subset of a larger one with the same seed.
+    A smaller number of shots is a subset of a larger one with the same seed. key: where a person
+    wrote the number, for the error.
     """
     drawn = []
-    for label in np.unique(labels[candidates]):
-        members = candidates[labels[candidates] == label]
+    for label, places in _members(labels[candidates]):
+        members = candidates[places]
         if len(members) < shots:
             raise UserError(
-                f"class '{classes[label]}' has {len(members)} training images, data.shots asks for "
-                f"{shots}: lower data.shots or add images"
+                f"class '{classes[label]}' has {len(members)} training images, {key} asks for "
+                f"{shots}: lower {key} or add images"
             )
         drawn.append(_shuffled(members, seed, label)[:shots])
     return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, dtype=np.int64)
@@ -117,8 +146,8 @@ def split_by_class(
     """
     parts = np.zeros(len(labels), dtype=np.int8)
     needed = sum(fraction > 0 for fraction in fractions)
-    for label in np.unique(labels):
-        members = _shuffled(np.flatnonzero(labels == label), seed, label)
+    for label, places in _members(labels):
+        members = _shuffled(places, seed, label)
         if len(members) < needed:
             raise UserError(
                 f"class '{classes[label]}' has {len(members)} images, {needed} are needed to give "
@@ -130,6 +159,32 @@ def split_by_class(
             parts[members[start : start + count]] = part
             start += count
     return parts
+
+
+def held_out(labels: NDArray[np.int64], seed: int, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Which training images become validation: `HELD_OUT` a class, at most a fifth of it, one at least."""
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label, places in _members(labels):
+        if len(places) < 2:
+            raise UserError(f"class '{classes[label]}' has 1 training image, 2 are needed to hold one out")
+        chosen[_shuffled(places, seed, label)[: max(1, min(HELD_OUT, len(places) // 5))]] = True
+    return chosen
+
+
+def parts_of_test_only(labels: NDArray[np.int64], seed: int, classes: Sequence[str]) -> NDArray[np.int8]:
+    """Train, val and test, 50/20/30 of every class, for a data set that was published as test images only.
+
+    With it a student never trains on the images it is tested on; the test part is then 30 % of the published.
+    """
+    return split_by_class(labels, seed, (0.5, 0.2, 0.3), classes)
+
+
+def _members(labels: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(label, its places in `labels`, ascending). One sort: a pass a class is slow on ImageNet."""
+    order = np.argsort(labels, kind="stable")
+    found, starts = np.unique(labels[order], return_index=True)
+    pieces = np.split(order, starts[1:])  # one, and empty, where there are no labels
+    yield from zip(found.tolist(), pieces, strict=False)
 
 
 def _shuffled(members: NDArray[np.int64], seed: int, label: int) -> NDArray[np.int64]:
