@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,83 +28,28 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import functional as transforms
-from torchvision.transforms.functional import InterpolationMode
+from torch.utils.data import DataLoader
 
 from comkd_ray.bank import CENTER
+from comkd_ray.bench_files import FileViews, Item, Order
 from comkd_ray.cohort import EVAL_BATCH, Knobs, batch_order
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
-from comkd_ray.data.views import view_boxes
 from comkd_ray.losses import align_loss, kd_loss, normalize, per_arm
-from comkd_ray.material import Photographs, TunedTeacher, open_photographs, read_card, read_teacher
+from comkd_ray.material import Photographs, TunedTeacher, open_photographs, read_card, read_teacher, read_text
 from comkd_ray.metrics import accuracies, predict, scores
 from comkd_ray.models import Clip, autocast, default_device, load_clip
 from comkd_ray.optim import SGD, learning_rate
 from comkd_ray.prepare import view_count
-from comkd_ray.prompts import embed_images, encode_text_prompted, text_prompt
+from comkd_ray.prompts import embed_images
 from comkd_ray.protocols import objective_of, protocol_of
+from comkd_ray.stage_one import spoken_by
 from comkd_ray.student import StudentCohort
 from comkd_ray.study_file import load, resolve
-from comkd_ray.teacher import encode_prompted
+from comkd_ray.teacher import class_features, encode_prompted
 
-Item = tuple[int, int]
-"""(image, view); view 0 is the centre crop of evaluation."""
 PROBED = 6  # steps of a trial of the loader, after the first two
-
-
-class FileViews(Dataset[tuple[Tensor, ...]]):
-    """Images from their files: decoded, cropped and resized by PIL at every access."""
-
-    def __init__(self, photographs: Photographs, sizes: Sequence[int]) -> None:
-        """sizes: sides that the towers want; one of them if they agree."""
-        self.folder, self.paths = photographs.table.root, photographs.table.paths
-        self.shapes, self.keys = photographs.store.sizes, photographs.store.keys
-        self.sizes = tuple(sizes)
-
-    def decode(self, image: int) -> Image.Image:
-        """The upright photograph."""
-        with Image.open(self.folder / self.paths[image]) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-
-    def __getitem__(self, item: Item) -> tuple[Tensor, ...]:
-        """Pixels in 0..1 `[3, S, S]`, one tensor a size: RandomResizedCrop and flip, or centre crop."""
-        image, view = item
-        picture = self.decode(image)
-        if view == CENTER:
-            return tuple(_center(picture, size) for size in self.sizes)
-        boxes, flips = view_boxes(self.keys[image : image + 1], self.shapes[image : image + 1], view)
-        height, width = self.shapes[image]
-        top, left, bottom, right = (boxes[0] * [height, width, height, width]).round().astype(int).tolist()
-        if flips[0]:
-            picture, left, right = transforms.hflip(picture), int(width) - right, int(width) - left
-        box = (top, left, bottom - top, right - left)
-        return tuple(_crop(picture, box, size) for size in self.sizes)
-
-
-def _crop(picture: Image.Image, box: tuple[int, int, int, int], size: int) -> Tensor:
-    view = transforms.resized_crop(picture, *box, [size, size], InterpolationMode.BICUBIC)
-    return transforms.to_tensor(view)
-
-
-def _center(picture: Image.Image, size: int) -> Tensor:
-    resized = transforms.resize(picture, [size], InterpolationMode.BICUBIC)
-    return transforms.to_tensor(transforms.center_crop(resized, [size, size]))
-
-
-class Order(Sampler[Item]):
-    """The items of the coming epoch; `items` is set before it."""
-
-    items: list[Item]
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
 
 
 @dataclass
@@ -116,20 +61,19 @@ class Published:
     teacher: Clip
     tuned: TunedTeacher
     clip: Clip
+    text: Tensor
+    """The teacher's unit text features `[C, D]`, as cached."""
     cached_text: bool
     teacher_images: int = 0
     """Images that went through the teacher's tower so far."""
 
     def __post_init__(self) -> None:
-        config, classes, device = self.study.teacher, self.photographs.table.classes, self.clip.device
-        self.visual = None if self.tuned.visual is None else self.tuned.visual[None]
-        self.student = StudentCohort([self.study], self.clip, self.tuned.text_features)
-        train = self.study.train
+        train, device = self.study.train, self.clip.device
+        self.student = StudentCohort([self.study], self.clip, self.text)
         momentum, decay = per_arm([train.momentum], device), per_arm([train.weight_decay], device)
-        self.optimizer = SGD(self.student.tensors, momentum, decay)
+        self.optimizer = SGD(self.student.tensors, momentum, decay, self.student.in_float16)
         self.knobs = Knobs.of([self.study], device)
-        length, depth = config.text_prompt_length, config.text_prompt_depth
-        self.words = text_prompt(self.teacher, classes, config.context, length, depth, config.seed)
+        self.visual, _ = spoken_by(self.teacher, self.tuned)
         self.sizes = sorted({self.clip.image_size, self.teacher.image_size})
 
     @torch.no_grad()
@@ -137,15 +81,14 @@ class Published:
         """The teacher on a batch: image features `[B, D]`, and unit text features `[C, D]`."""
         features = encode_prompted(self.teacher, pixels[self.teacher.image_size], self.visual)
         self.teacher_images += len(features)
-        if not self.cached_text:
-            with autocast(self.teacher.device):
-                encode_text_prompted(self.teacher, self.words.tokens, self.words.initial)
-        return features, self.tuned.text_features
+        if self.cached_text:
+            return features, self.text
+        return features, class_features(self.teacher, self.tuned, self.photographs.table.classes)
 
     def encode(self, pixels: dict[int, Tensor]) -> Tensor:
         """The student's projected features `[1, B, D]`, not normalised."""
         images = self.clip.prepare(pixels[self.clip.image_size])
-        with autocast(self.clip.device):
+        with autocast(self.clip.device, self.student.precision):
             if "visual" in self.student.tensors:
                 inputs = embed_images(self.clip, images)
             else:
@@ -159,10 +102,9 @@ class Published:
         self.student.train()
         raw = self.encode(pixels)
         image, teacher, config = normalize(raw), normalize(taught), self.study.student
-        targets = self.teacher.logit_scale * teacher @ text.T
-        loss = self.knobs.kd_weight * kd_loss(
-            self.student.logits(image), targets[None], self.knobs.temperature
-        )
+        targets = self.student.rounded(self.teacher.logit_scale * teacher @ text.T)
+        kd = kd_loss(self.student.logits(image), targets[None], self.knobs.temperature)
+        loss = self.knobs.kd_weight * kd
         if self.knobs.any_align:
             pair = (image, teacher) if config.align_features == "normalized" else (raw, taught)
             align = align_loss(pair[0], pair[1][None], config.align_axis, config.align_reduction)
@@ -177,7 +119,7 @@ class Published:
         return loss.item()  # the published loop prints it
 
     @torch.no_grad()
-    def evaluate(self, loader: DataLoader[Any], images: NDArray[np.int64]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[Sequence[Tensor]], images: NDArray[np.int64]) -> dict[str, float]:
         """Scores on validation and test images, the teacher's tower beside it (PAPER 5.4)."""
         labels, parts = (
             torch.from_numpy(self.photographs.labels[images]),
@@ -186,7 +128,7 @@ class Published:
         groups, guesses = self.photographs.groups, []
         self.student.eval()
         first = 0
-        for batch in loader:
+        for batch in batches:
             pixels = self.moved(batch)
             taught, text = self.teach(pixels)
             own = self.student.group_logits(normalize(self.encode(pixels)), groups)
@@ -279,9 +221,11 @@ def open_arm(work: dict[str, Any]) -> Published:
     run, cache, device = Path(work["run"]), Path(work["cache"]), default_device()
     study = resolve(load(run / "study.yaml"), work["overrides"])
     photographs = open_photographs(study, cache, lambda *_: None)
-    tuned = read_teacher(cache, read_card(run).teacher, device)
+    card = read_card(run)
+    tuned = read_teacher(cache, card.teacher, device)
+    text = read_text(cache, card.teacher, card.text, device)
     teacher, clip = load_clip(study.teacher, device), load_clip(study.student, device)
-    return Published(study, photographs, teacher, tuned, clip, work["cached_text"])
+    return Published(study, photographs, teacher, tuned, clip, text, work["cached_text"])
 
 
 def main() -> None:

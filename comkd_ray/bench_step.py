@@ -26,8 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from comkd_ray.bank import BATCH, CENTER, Bank, build_bank, pixels_of
-from comkd_ray.baseline import FileViews
+from comkd_ray.bank import BATCH, CENTER, Bank, pixels_of
+from comkd_ray.bench_files import FileViews
 from comkd_ray.cohort import Arm, Cohort, Knobs
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TRAIN
@@ -37,6 +37,7 @@ from comkd_ray.models import Clip, autocast, default_device, load_clip
 from comkd_ray.prompts import embed_images, visual_tokens
 from comkd_ray.provenance import machine
 from comkd_ray.search_space import Overrides
+from comkd_ray.stage_one import bank_images
 from comkd_ray.student import has_visual_prompts
 from comkd_ray.study_file import resolve
 from comkd_ray.teacher import encode_prompted
@@ -46,7 +47,7 @@ REPEATS = 5
 EVALUATED_ARMS = 8
 BANKED = 2  # batches of the bank that are made, each time
 DECODED = 64  # images
-CARD = Card("", "", "", "", "", None, 100.0, 0, {}, {})
+CARD = Card("", "", "", "", "", "", None, 100.0, 0, {}, {})
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Step:
 
 
 class Traffic(TorchDispatchMode):
-    """Adds up the bytes of what every operator reads and writes; views and empty memory are free."""
+    """Adds up the bytes of what every operator reads and writes; a view reads and writes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,10 +95,17 @@ class Traffic(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view and "empty" not in func.__name__:
-            tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, Tensor)]
-            self.bytes += sum(one.numel() * one.element_size() for one in tensors)
+        read, written = _tensors((args, kwargs)), _tensors(result)
+        memory = {one.untyped_storage().data_ptr() for one in read}
+        shared = all(one.untyped_storage().data_ptr() in memory for one in written)
+        is_view = shared and not func._schema.is_mutable
+        if not is_view and "empty" not in func.__name__:
+            self.bytes += sum(one.numel() * one.element_size() for one in (*read, *written))
         return result
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def bench_step(study: Study, cache: Path, sizes: Sequence[int] = ARMS) -> dict[str, Any]:
@@ -233,18 +241,15 @@ def measure_bank(study: Study, photographs: Photographs, teacher: Clip) -> dict[
         tokens = visual_tokens(teacher, config.prompt_length, config.prompt_depth, config.seed)
         visual = tokens[None].to(device)
 
-    @torch.no_grad()
-    def encode(batch: np.ndarray[Any, np.dtype[np.int64]], view: int) -> Tensor:
-        pixels = pixels_of(photographs.store, batch, view, teacher.image_size, device)
-        return encode_prompted(teacher, pixels, visual)
-
     ready = pixels_of(photographs.store, images[:BATCH], 1, teacher.image_size, device)
     with torch.no_grad():
         tower = len(ready) / seconds_of(lambda: encode_prompted(teacher, ready, visual), device)
 
     def build() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            build_bank(("bench",), encode, images, [1], Path(folder), lambda *_: None)
+            bank_images(
+                teacher, visual, "bench", photographs.store, images, [1], Path(folder), lambda *_: None
+            )
 
     rate = len(images) / seconds_of(build, device)
     return {"images_per_second": rate, "tower_images_per_second": tower, "tower_share": rate / tower}

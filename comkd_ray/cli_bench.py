@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from comkd_ray.exits import plain_errors, quiet_libraries
+from comkd_ray.exits import plain_errors
 
 QUICKSTART = "quickstart"
 
@@ -27,6 +27,7 @@ def bench() -> None:
 
 
 def _load(study: Path | None, sets: tuple[str, ...]) -> Any:
+    from comkd_ray.progress import quiet_libraries
     from comkd_ray.study_file import load, search_spaces
 
     loaded = load(study or search_spaces() / f"{QUICKSTART}.yaml", sets)
@@ -45,7 +46,8 @@ def _load(study: Path | None, sets: tuple[str, ...]) -> Any:
 def sweep(study: Path | None, sets: tuple[str, ...], arms: int, baseline_arms: int, as_json: bool) -> None:
     """Train the same arms as published and in our ways; STUDY gives data, towers and epochs."""
     loaded = _load(study, sets)
-    from comkd_ray.bench_sweep import Sweep, lines
+    from comkd_ray.bench_sweep import Sweep
+    from comkd_ray.bench_table import lines
 
     def say(text: str) -> None:
         click.echo(text, err=True)
@@ -63,8 +65,8 @@ def sweep(study: Path | None, sets: tuple[str, ...], arms: int, baseline_arms: i
 def step(study: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
     """Time a student step, the bank and the pixel store against what this machine can do at best."""
     loaded = _load(study, sets)
-    from comkd_ray.bank import cache_root
     from comkd_ray.bench_step import bench_step, lines
+    from comkd_ray.cache import cache_root
 
     found = bench_step(loaded, cache_root())
     _show(found, lines(found), as_json)
