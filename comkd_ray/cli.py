@@ -117,11 +117,15 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
     if outcome.left or outcome.interrupted:
         click.echo("the same command with --resume goes on")
     if best is not None:
-        scores = [best[f"test_{name}"] for name in ("base_accuracy", "novel_accuracy", "harmonic_mean")]
-        base, novel, mean = (f"{score:.1f}" for score in scores)
-        click.echo(
-            f"best by validation: arm {best['arm']}, test base {base}, novel {novel}, harmonic mean {mean} %"
+        from comkd_ray.arms import Scores
+
+        scores = Scores(best["protocol"], best["selection"])
+        tested = ", ".join(
+            f"{name} {best[key]:.1f}" for name, key in zip(scores.names, scores.tests, strict=True)
         )
+        click.echo(f"best by {scores.objective}: arm {best['arm']}, test {tested} %")
+        if scores.warning:
+            click.echo(f"its scores are {scores.warning}")
     if html.exists():
         click.echo(f"report: {html}")
 
@@ -134,9 +138,9 @@ def report(run: Path, markdown: bool) -> None:
     """Rebuild RUN/report.html from RUN/results alone."""
     if markdown:
         from comkd_ray.markdown import tables
-        from comkd_ray.results import read_arms
+        from comkd_ray.run import read
 
-        click.echo(tables(read_arms(run)))
+        click.echo(tables(read(run)))
         return
     from comkd_ray.report import build
 

@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
+from comkd_ray.arms import METHODS, Method, full_budget, has_modules, method_of, scores_of, searched_keys
 from comkd_ray.figure import (
     BLUE,
-    CELL_STYLE,
     GREY,
     INK,
     MUTED,
@@ -24,25 +24,27 @@ from comkd_ray.figure import (
     NoFigure,
     dress,
     hover,
+    style,
     symbols,
 )
-from comkd_ray.plots import SCORE
-from comkd_ray.stats import CELLS, Cell, full_budget, has_modules, pareto, searched_keys
+from comkd_ray.reference_rows import REFERENCES, reference_score
+from comkd_ray.stats import pareto
 
 
 class Point(NamedTuple):
-    """A model in the plane of size and accuracy: parameters, and test harmonic mean in percent."""
+    """A model in the plane of size and accuracy: parameters, and its headline test score in percent."""
 
     label: str
     trainable: int | None
     total: int | None
     score: float
-    cell: Cell | None
+    method: Method | None
 
 
 class SizeInfo(NamedTuple):
     """Full-budget arms and the references they are read against."""
 
+    axis: str
     arms: list[Point]
     references: list[Point]
     front_trainable: list[int]
@@ -52,7 +54,9 @@ class SizeInfo(NamedTuple):
 
 def size_info(arms: pl.DataFrame) -> SizeInfo:
     """Accuracy against parameters. Zero-shot stands at the tower alone: total minus trainable."""
-    needed = [SCORE, "trainable_parameters", "total_parameters"]
+    scores_here = scores_of(arms)
+    score = scores_here.headline
+    needed = [score, "trainable_parameters", "total_parameters"]
     rows = full_budget(arms).drop_nulls(needed)
     if rows.is_empty():
         raise NoFigure("No full-budget arm has a test score and its parameters counted.")
@@ -62,25 +66,23 @@ def size_info(arms: pl.DataFrame) -> SizeInfo:
             hover(row, keys),
             row["trainable_parameters"],
             row["total_parameters"],
-            row[SCORE],
-            (row["student.ifalign"], row["student.edu_attention"]) if flags else None,
+            row[score],
+            method_of(row) if flags else None,
         )
         for row in rows.iter_rows(named=True)
     ]
     first = rows.row(0, named=True)
     tower = min(point.total - point.trainable for point in points)  # type: ignore[operator]
-    placed = (
-        ("tuned teacher", "teacher", None, first["teacher_parameters"]),
-        ("teacher zero-shot", "teacher_zero_shot", None, first["teacher_parameters"]),
-        ("student zero-shot", "zero_shot", 0, tower),
-    )
-    references = [
-        Point(name, trainable, total, first[f"{key}_{SCORE}"], None)
-        for name, key, trainable, total in placed
-        if first[f"{key}_{SCORE}"] is not None
-    ]
+    teacher = first["teacher_parameters"]
+    references = []
+    for name, prefix in REFERENCES.items():
+        trainable, total = (0, tower) if name == "student zero-shot" else (None, teacher)
+        found = reference_score(arms, prefix, score)
+        if found is not None:
+            references.append(Point(name, trainable, total, found, None))
     scores = [point.score for point in points]
     return SizeInfo(
+        scores_here.axis(score),
         points,
         references,
         pareto([point.trainable or 0 for point in points], scores),
@@ -111,7 +113,7 @@ def size_plot(info: SizeInfo) -> go.Figure:
         for trace in _points(info, field, seen):
             figure.add_trace(trace, row=row, col=1)
     dress(figure, 620)
-    figure.update_yaxes(title_text=f"{SCORE} (%)")
+    figure.update_yaxes(title_text=info.axis)
     figure.update_xaxes(title_text="trainable_parameters", rangemode="tozero", row=1, col=1)
     sizes = [point.total for point in (*info.arms, *info.references) if point.total]
     figure.update_xaxes(
@@ -136,8 +138,8 @@ def _points(info: SizeInfo, field: str, seen: set[str]) -> list[go.Scatter]:
     """One trace a cell and one a reference; names in `seen` are already in the legend."""
     groups: dict[str, tuple[list[Point], str, str]] = {}
     for point in info.arms:
-        color, symbol = CELL_STYLE[point.cell] if point.cell else (BLUE, "circle")
-        name = CELLS[point.cell] if point.cell else "arm"
+        color, symbol = style(point.method) if point.method else (BLUE, "circle")
+        name = METHODS[point.method] if point.method else "arm"
         groups.setdefault(name, ([], color, symbol))[0].append(point)
     for point in info.references:
         symbol = "star" if "teacher" in point.label else "cross"

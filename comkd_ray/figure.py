@@ -13,23 +13,26 @@ from collections.abc import Iterable
 
 import plotly.graph_objects as go
 
-from comkd_ray.stats import Cell, Row
+from comkd_ray.arms import Method, Row
+from comkd_ray.words import shown
 
 INK, MUTED, GRID, PAPER = "var(--ink)", "var(--muted)", "var(--grid)", "var(--paper)"
 BLUE, ORANGE, GREEN = "var(--blue)", "var(--orange)", "var(--green)"
 PURPLE, RED, GREY = "var(--purple)", "var(--red)", "var(--grey)"
 
-CELL_STYLE: dict[Cell, tuple[str, str]] = {
+_MODULE_STYLE: dict[tuple[bool, bool], tuple[str, str]] = {
     (False, False): (GREY, "circle"),
     (True, False): (GREEN, "triangle-up"),
     (False, True): (PURPLE, "square"),
     (True, True): (BLUE, "diamond"),
 }
-"""Colour and symbol of a cell of the 2x2, the same in every figure."""
 
 
-DASH = "\u2013"
-"""Stands where nothing is known."""
+def style(method: Method) -> tuple[str, str]:
+    """Colour and symbol of a method, the same in every figure; a ring with a dot is without prompts."""
+    prompts, *modules = method
+    color, symbol = _MODULE_STYLE[modules[0], modules[1]]
+    return color, symbol if prompts else f"{symbol}-open-dot"
 
 
 class NoFigure(Exception):
@@ -67,15 +70,6 @@ def dress(figure: go.Figure, height: int) -> go.Figure:
     figure.update_xaxes(automargin=True, title_standoff=10, **line)
     figure.update_yaxes(automargin=True, title_standoff=10, **line)
     return figure
-
-
-def shown(value: object) -> str:
-    """A value for a reader: four digits of a number, YAML's word for a flag, a dash for none."""
-    if value is None:
-        return DASH
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def hover(row: Row, keys: Iterable[str]) -> str:

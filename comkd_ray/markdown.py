@@ -1,58 +1,29 @@
-"""The report's tables as Markdown, for a page of results or an issue. Reads the `arms` table only."""
+"""A study's tables as Markdown, for a page of results or an issue: what the HTML report says, shorter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import polars as pl
-
-from comkd_ray.results import REFERENCES, SCORES
-from comkd_ray.stats import CELLS, SEED, cell_values, estimate, paired_by_seed, searched_keys, verdict
-
-NAMES = {
-    "teacher": "tuned teacher",
-    "teacher_zero_shot": "teacher, zero-shot",
-    "zero_shot": "student, zero-shot",
-}
+from comkd_ray.arms import is_seeded_grid, paired_by_seed
+from comkd_ray.published_gap import comparison
+from comkd_ray.reference_rows import reference_rows, remarks
+from comkd_ray.run import Run
+from comkd_ray.tables import Table, paired_table, published_table, reference_table
 
 
-def tables(arms: pl.DataFrame) -> str:
-    """The 2x2 beside its references and, where seeds were searched, the differences paired by seed."""
-    parts = [_cells(arms)]
-    if SEED in searched_keys(arms):
-        parts.append(_differences(arms))
-    return "\n\n".join(parts)
+def tables(run: Run) -> str:
+    """What was tested on what, the eight rows, differences paired by seed, and the published numbers."""
+    rows = reference_rows(run.arms, run.study)
+    parts = ["\n".join(f"- {what}: {words}" for what, words in run.explained())]
+    if run.scores.warning:
+        parts.append(f"**All scores of arms: {run.scores.warning}.**")
+    parts += [_table(reference_table(rows, run.scores)), *remarks(run.arms, run.study, rows)]
+    if is_seeded_grid(run.arms, run.sampler):
+        parts.append(_table(paired_table(paired_by_seed(run.arms, run.scores.headline), run.scores)))
+    found = comparison(run.study, run.images.get("test"), rows)
+    if found.gaps:
+        parts.append(_table(published_table(found.gaps, run.scores)))
+    return "\n\n".join([*parts, *found.words])
 
 
-def _cells(arms: pl.DataFrame) -> str:
-    rows = [[name, str(_count(arms, cell)), *_scores(arms, cell)] for cell, name in CELLS.items()]
-    first = arms.row(0, named=True)
-    for reference in REFERENCES:
-        values = [first[f"{reference}_test_{score}"] for score in SCORES]
-        rows.append([NAMES[reference], "1", *("-" if v is None else f"{v:.2f}" for v in values)])
-    return _table(["test, %", "n", "base", "novel", "harmonic mean"], rows)
-
-
-def _count(arms: pl.DataFrame, cell: tuple[bool, bool]) -> int:
-    return len(cell_values(arms, cell, "test_harmonic_mean"))
-
-
-def _scores(arms: pl.DataFrame, cell: tuple[bool, bool]) -> list[str]:
-    found = [estimate(cell_values(arms, cell, f"test_{score}")) for score in SCORES]
-    return ["-" if e is None else f"{e.mean:.2f}" + ("" if e.sd is None else f" ± {e.sd:.2f}") for e in found]
-
-
-def _differences(arms: pl.DataFrame) -> str:
-    rows = []
-    for pair in paired_by_seed(arms):
-        found = pair.estimate
-        span = "-" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
-        numbers = [f"{found.mean:+.2f}", span, f"{pair.p:.3g}", f"{pair.smallest_p:.3g}"]
-        rows.append([CELLS[pair.cell], str(found.n), *numbers, verdict(pair)])
-    head = ["minus both off, points of test harmonic mean", "n", "mean", "95 % t-interval"]
-    return _table([*head, "sign-flip p", "smallest p", "verdict"], rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def _table(table: Table) -> str:
+    lines = [table.head, ["---"] * len(table.head), *table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

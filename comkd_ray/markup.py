@@ -45,7 +45,7 @@ def details(summary: object, *inside: object) -> Html:
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], words: int = 1, class_: str = "") -> Html:
     """A table in a box that scrolls sideways alone; its first `words` columns hold no numbers.
 
-    A row may be longer or shorter than the head. `class_` goes to the box.
+    A row may be longer or shorter than the head; an empty head is left out. `class_` goes to the box.
     """
     kinds = ["word" if column < words else "number" for column in range(64)]
     top = join((tag("th", cell, class_=kind) for cell, kind in zip(head, kinds, strict=False)), "")
@@ -53,5 +53,11 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], words: int =
         tag("tr", join((tag("td", c, class_=k) for c, k in zip(row, kinds, strict=False)), ""))
         for row in rows
     )
-    body = tag("table", tag("thead", tag("tr", top)), tag("tbody", join(lines)))
+    body = tag("table", tag("thead", tag("tr", top)) if head else "", tag("tbody", join(lines)))
     return tag("div", body, class_=f"scroll {class_}".strip())
+
+
+def breakable(key: str) -> Html:
+    """A dotted key that may break after its dots and underscores."""
+    parts = str(text(key)).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    return Html(parts)

@@ -14,9 +14,20 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
+from comkd_ray.arms import (
+    METHODS,
+    Method,
+    best_arm,
+    full_budget,
+    has_modules,
+    method_values,
+    module_cells,
+    of_method,
+    scores_of,
+    searched_keys,
+)
 from comkd_ray.figure import (
     BLUE,
-    CELL_STYLE,
     GREY,
     INK,
     ORANGE,
@@ -24,28 +35,16 @@ from comkd_ray.figure import (
     NoFigure,
     dress,
     hover,
+    style,
 )
-from comkd_ray.stats import (
-    CELLS,
-    Cell,
-    Estimate,
-    best_arm,
-    cell_values,
-    estimate,
-    full_budget,
-    has_modules,
-    in_cell,
-    searched_keys,
-)
-
-SCORE = "test_harmonic_mean"
+from comkd_ray.protocols import OBJECTIVE
+from comkd_ray.stats import Estimate, estimate
 
 
 class CellInfo(NamedTuple):
     """One corner of the 2x2: its full-budget arms and, apart from them, those pruned."""
 
-    cell: Cell
-    name: str
+    method: Method
     values: list[float]
     hovers: list[str]
     pruned_values: list[float]
@@ -54,56 +53,67 @@ class CellInfo(NamedTuple):
     """Over full-budget arms only; None where there is none."""
 
 
-def modules_info(arms: pl.DataFrame) -> list[CellInfo]:
+class ModulesInfo(NamedTuple):
+    """The 2x2 in the headline score."""
+
+    axis: str
+    cells: list[CellInfo]
+
+
+def modules_info(arms: pl.DataFrame) -> ModulesInfo:
     """The four cells of IFAlign x EduAttention, both-off first. NoFigure unless two have an arm."""
     if not has_modules(arms):
         raise NoFigure("The rows do not say which modules each arm had.")
-    rows, keys = arms.drop_nulls([SCORE]), searched_keys(arms)
-    cells = []
-    for cell, name in CELLS.items():
-        full = full_budget(in_cell(rows, cell))
-        pruned = in_cell(rows, cell).filter(pl.col("status") == "pruned")
-        values = cell_values(arms, cell, SCORE)
-        cells.append(
-            CellInfo(
-                cell,
-                name,
-                values,
-                [hover(row, keys) for row in full.iter_rows(named=True)],
-                pruned[SCORE].to_list(),
-                [hover(row, keys) for row in pruned.iter_rows(named=True)],
-                estimate(values),
-            )
-        )
-    filled = [cell.name for cell in cells if cell.values]
+    scores = scores_of(arms)
+    cells = [_cell(arms, method, scores.headline) for method in module_cells(arms)]
+    filled = [METHODS[cell.method] for cell in cells if cell.values]
     if not filled:
         raise NoFigure("No full-budget arm has a test score, so the modules cannot be compared.")
     if len(filled) == 1:
         raise NoFigure(f"All full-budget arms are {filled[0]}: the modules cannot be compared.")
-    return cells
+    return ModulesInfo(scores.axis(scores.headline), cells)
 
 
-def modules_plot(cells: Sequence[CellInfo]) -> go.Figure:
+def _cell(arms: pl.DataFrame, method: Method, score: str) -> CellInfo:
+    rows, keys = of_method(arms.drop_nulls([score]), method), searched_keys(arms)
+    pruned = rows.filter(pl.col("status") == "pruned")
+    values = method_values(arms, method, score)
+    return CellInfo(
+        method,
+        values,
+        [hover(row, keys) for row in full_budget(rows).iter_rows(named=True)],
+        pruned[score].to_list(),
+        [hover(row, keys) for row in pruned.iter_rows(named=True)],
+        estimate(values),
+    )
+
+
+def modules_plot(info: ModulesInfo) -> go.Figure:
     """Every arm as a point beside the mean of its cell with its 95 % t-interval."""
-    figure = go.Figure()
+    figure, cells = go.Figure(), info.cells
     for place, cell in enumerate(cells):
-        color, symbol = CELL_STYLE[cell.cell]
+        color, symbol = style(cell.method)
         figure.add_scatter(
             x=_spread(place, len(cell.values)),
             y=cell.values,
             text=cell.hovers,
             mode="markers",
             marker={"color": color, "symbol": symbol, "size": 9, "opacity": 0.85},
-            name=cell.name,
+            name=METHODS[cell.method],
             showlegend=False,
-            hovertemplate="%{text}<br>" + SCORE + ": %{y:.2f} %<extra></extra>",
+            hovertemplate=f"%{{text}}<br>{info.axis}: %{{y:.2f}}<extra></extra>",
         )
         figure.add_scatter(
             x=_spread(place, len(cell.pruned_values)),
             y=cell.pruned_values,
             text=cell.pruned_hovers,
             mode="markers",
-            marker={"color": GREY, "symbol": f"{symbol}-open", "size": 7, "opacity": 0.7},
+            marker={
+                "color": GREY,
+                "symbol": f"{symbol.removesuffix('-open-dot')}-open",
+                "size": 7,
+                "opacity": 0.7,
+            },
             name="pruned, smaller budget (click to show)",
             legendgroup="pruned",
             visible="legendonly",
@@ -111,9 +121,11 @@ def modules_plot(cells: Sequence[CellInfo]) -> go.Figure:
             hovertemplate="%{text}<br>when pruned: %{y:.2f} %<extra></extra>",
         )
     figure.add_trace(_means(cells))
-    names = [cell.name.replace(" (", "<br>(").replace(" only", "<br>only") for cell in cells]
+    names = [
+        METHODS[cell.method].replace(" + ", "<br>+ ").replace(" without", "<br>without") for cell in cells
+    ]
     counts = [f"{name}<br>n = {len(cell.values)}" for name, cell in zip(names, cells, strict=True)]
-    dress(figure, 430).update_layout(yaxis_title_text=f"{SCORE} (%)")
+    dress(figure, 430).update_layout(yaxis_title_text=info.axis)
     figure.update_xaxes(tickvals=list(range(len(cells))), ticktext=counts, tickangle=0)
     figure.update_xaxes(range=(-0.5, len(cells) - 0.5), showgrid=False, zeroline=False)
     return figure
@@ -152,14 +164,21 @@ class Curve(NamedTuple):
     label: str
     epochs: list[int]
     scores: list[float | None]
-    """val_harmonic_mean, percent."""
+    """The objective, in percent."""
     losses: list[float | None]
     best: bool
 
 
-def curves_info(arms: pl.DataFrame, epochs: pl.DataFrame) -> list[Curve]:
+class CurvesInfo(NamedTuple):
+    """The curves of a study, and what their scores are."""
+
+    axis: str
+    curves: list[Curve]
+
+
+def curves_info(arms: pl.DataFrame, epochs: pl.DataFrame) -> CurvesInfo:
     """A curve for every arm that ended at least one epoch, the best arm's last (drawn on top)."""
-    best, keys = best_arm(arms), searched_keys(arms)
+    best, keys, scores = best_arm(arms), searched_keys(arms), scores_of(arms)
     parts = {key[0]: rows for key, rows in epochs.group_by("arm")} if len(epochs) else {}
     curves = []
     for row in arms.iter_rows(named=True):
@@ -172,21 +191,21 @@ def curves_info(arms: pl.DataFrame, epochs: pl.DataFrame) -> list[Curve]:
                 row["status"],
                 hover(row, keys),
                 rows["epoch"].to_list(),
-                rows["val_harmonic_mean"].to_list(),
+                rows[OBJECTIVE].to_list(),
                 rows["loss"].to_list(),
                 best is not None and row["arm"] == best["arm"],
             )
         )
     if not curves:
         raise NoFigure("No epoch was recorded, so there are no learning curves.")
-    return sorted(curves, key=lambda curve: curve.best)
+    return CurvesInfo(scores.axis(scores.objective), sorted(curves, key=lambda curve: curve.best))
 
 
-def curves_plot(curves: Sequence[Curve]) -> go.Figure:
-    """val_harmonic_mean above, loss below, on one epoch axis."""
+def curves_plot(info: CurvesInfo) -> go.Figure:
+    """The objective above, loss below, on one epoch axis."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     seen: set[str] = set()
-    for curve in curves:
+    for curve in info.curves:
         kind = "best arm" if curve.best else curve.status
         color, width, opacity, dash = _curve_style(kind)
         for row, values in ((1, curve.scores), (2, curve.losses)):
@@ -206,9 +225,9 @@ def curves_plot(curves: Sequence[Curve]) -> go.Figure:
             )
         seen.add(kind)
     dress(figure, 520)
-    figure.update_yaxes(title_text="val_harmonic_mean (%)", row=1, col=1)
+    figure.update_yaxes(title_text=info.axis, row=1, col=1)
     figure.update_yaxes(title_text="loss", row=2, col=1)
-    longest = max(curve.epochs[-1] for curve in curves)
+    longest = max(curve.epochs[-1] for curve in info.curves)
     figure.update_xaxes(title_text="epoch", row=2, col=1)
     figure.update_xaxes(tickformat="d", dtick=math.ceil(longest / 10))
     return figure

@@ -1,7 +1,7 @@
 """Who learns from what, what chooses, and on what the result is tested: the four protocols.
 
 One table; nothing else in the package decides by a protocol's name. A strict selection never sees a
-test label ; `promptkd` reproduces the published habit and says so (PAPER 5.10-5.14).
+test label; `promptkd` reproduces the published habit and says so (PAPER 5.10-5.14).
 
     base_to_novel          one data set, its classes in two halves, each evaluated alone
     cross_dataset          a teacher of `source`, distilled on unlabelled images of `data`, tested there
@@ -128,7 +128,7 @@ def explain(study: Study, counts: Mapping[str, Any] | None = None) -> list[tuple
     def number(part: str) -> str:
         return f"{known[part]:,} " if part in known else ""
 
-    where = "the test images themselves" if is_transductive(study) else "training images of all classes"
+    where = "test images themselves" if is_transductive(study) else "training images of all classes"
     kind = "transductive" if is_transductive(study) else "inductive"
     tested = "test images, base and novel apart" if protocol.has_halves else "test images, all classes"
     return [

@@ -26,17 +26,23 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from plotly.colors import sample_colorscale
 
+from comkd_ray.arms import Row, full_budget, is_same, scores_of, searched_keys
 from comkd_ray.figure import BLUE, GREY, INK, MUTED, ORANGE, RED, NoFigure, dress, hover, symbols
+from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.search_space import Dimension, Scalar
-from comkd_ray.stats import Row, full_budget, searched_keys
 
 Space = Mapping[str, Dimension]
 
-VALUE = "val_harmonic_mean (%)"
 FEW_ARMS = 10
 """Fewer full-budget arms than this, and importances are noise."""
 LINE_SCALE = [[0.0, "#b9a58a"], [0.5, "#8f98a3"], [1.0, "#1f83e0"]]
 """Low to high, readable on white and on black, and by blue-blind readers through lightness."""
+
+
+def objective_label(arms: pl.DataFrame) -> str:
+    """What the search maximised, as an axis names it."""
+    scores = scores_of(arms)
+    return scores.axis(scores.objective)
 
 
 def rebuild_study(arms: pl.DataFrame, space: Space) -> optuna.Study:
@@ -61,7 +67,7 @@ def _values(arms: pl.DataFrame) -> dict[str, list[Scalar]]:
 
 
 def _trial(row: Row, params: Row, dimensions: Mapping[str, BaseDistribution]) -> FrozenTrial:
-    value = row["val_harmonic_mean"]
+    value = row[OBJECTIVE]
     full = row["status"] == "complete" and value is not None and math.isfinite(value)
     other = TrialState.PRUNED if row["status"] == "pruned" else TrialState.FAIL
     return optuna.trial.create_trial(
@@ -95,22 +101,8 @@ def _bounds(declared: Dimension | None) -> tuple[float, ...]:
 
 
 def _same(value: Scalar, choices: list[Scalar]) -> Scalar | None:
-    """The choice that a stored value stands for: parquet turns 1.0 beside a word into "1"."""
-    for choice in choices:
-        if isinstance(choice, bool) == isinstance(value, bool) and choice == value:
-            return choice
-    for choice in choices:
-        number = isinstance(choice, int | float) and not isinstance(choice, bool)
-        if isinstance(value, str) and number and _number(value) == choice:
-            return choice
-    return None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    """The choice that a stored value stands for."""
+    return next((choice for choice in choices if is_same(value, choice)), None)
 
 
 def _native(value: Scalar, dimension: BaseDistribution) -> Scalar:
@@ -136,6 +128,7 @@ def _quiet() -> Iterator[None]:
 class HistoryInfo(NamedTuple):
     """Optuna's study with the arms it leaves out: those pruned (at their own budget) or failed."""
 
+    label: str
     study: optuna.Study
     numbers: list[int]
     """`number` of every trial: the search may have gaps, Optuna's numbers have none."""
@@ -154,26 +147,27 @@ def history_info(arms: pl.DataFrame, space: Space) -> HistoryInfo:
     pruned = [index for index, row in enumerate(rows) if row["status"] == "pruned"]
     failed = [index for index, row in enumerate(rows) if row["status"] == "failed"]
     return HistoryInfo(
+        objective_label(arms),
         rebuild_study(arms, space),
         [row["number"] for row in rows],
         [hover(row, keys) for row in rows],
         pruned,
         failed,
-        [rows[index]["val_harmonic_mean"] for index in pruned],
+        [rows[index][OBJECTIVE] for index in pruned],
     )
 
 
 def history_plot(info: HistoryInfo) -> go.Figure:
     """Value over arms with best so far; pruned arms hollow, failed ones crosses at the bottom."""
     with _quiet():
-        figure = optuna.visualization.plot_optimization_history(info.study, target_name=VALUE)
+        figure = optuna.visualization.plot_optimization_history(info.study, target_name=info.label)
     for trace in figure.data:
         indices = [int(x) for x in trace.x]
         trace.x = [info.numbers[index] for index in indices]
         if trace.mode == "markers":
             trace.update(marker={"color": BLUE, "size": 8}, name="full budget")
             trace.update(text=[info.hovers[index] for index in indices])
-            trace.update(hovertemplate="%{text}<br>" + VALUE + ": %{y:.2f}<extra></extra>")
+            trace.update(hovertemplate=f"%{{text}}<br>{info.label}: %{{y:.2f}}<extra></extra>")
         else:
             trace.update(line={"color": ORANGE, "width": 2, "shape": "hv"}, name="best so far")
             trace.y = [None if y is None or math.isinf(y) else y for y in trace.y]
@@ -182,7 +176,7 @@ def history_plot(info: HistoryInfo) -> go.Figure:
         figure.add_scatter(**_left_early(info))
     if info.failed:
         figure.add_scatter(**_failures(info, figure))
-    dress(figure, 380).update_layout(xaxis_title_text="arm (number)", yaxis_title_text=VALUE)
+    dress(figure, 380).update_layout(xaxis_title_text="arm (number)", yaxis_title_text=info.label)
     return figure
 
 
@@ -227,13 +221,13 @@ def parallel_info(arms: pl.DataFrame, space: Space) -> ParallelInfo:
     keys = sorted({key for trial in study.get_trials(deepcopy=False) for key in trial.params})
     if not keys:
         raise NoFigure("No key was searched, so there is nothing to draw in parallel.")
-    return ParallelInfo(study, [VALUE, *keys])
+    return ParallelInfo(study, [f"{scores_of(arms).objective} (%)", *keys])
 
 
 def parallel_plot(info: ParallelInfo) -> go.Figure:
     """One line an arm through its values: Optuna's, in colours for both schemes, names whole."""
     with _quiet():
-        figure = optuna.visualization.plot_parallel_coordinate(info.study, target_name=VALUE)
+        figure = optuna.visualization.plot_parallel_coordinate(info.study, target_name=info.labels[0])
     for trace in figure.data:
         if trace.mode == "lines":
             high = min(1.0, max(0.0, float(trace.y[0])))  # the first axis is the value, 0 to 1
@@ -277,7 +271,7 @@ def importance_info(arms: pl.DataFrame, space: Space) -> ImportanceInfo:
     varied = [key for key, values in _values(rows).items() if len(set(values)) > 1]
     if len(varied) < 2:
         raise NoFigure("Importance divides the search between keys, and fewer than two keys varied.")
-    if rows["val_harmonic_mean"].n_unique() == 1:
+    if rows[OBJECTIVE].n_unique() == 1:
         raise NoFigure("All full-budget arms have the same value, so no key can matter.")
     study = rebuild_study(rows, space)
     top = max(0.1, 5 / len(rows))
@@ -293,7 +287,7 @@ def importance_plot(info: ImportanceInfo) -> go.Figure:
     evaluator = PedAnovaImportanceEvaluator(target_quantile=info.top)
     with _quiet():
         figure = optuna.visualization.plot_param_importances(
-            info.study, evaluator=evaluator, params=list(info.importances), target_name=VALUE
+            info.study, evaluator=evaluator, params=list(info.importances)
         )
     figure.update_traces(marker_color=BLUE, textfont_color=INK, width=0.6, showlegend=False)
     dress(figure, 90 + 36 * len(info.importances))

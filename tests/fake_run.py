@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from comkd_ray import results, study_file
+from comkd_ray.config import Study
+from comkd_ray.protocols import PROTOCOLS, objective_of
 
 Row = dict[str, Any]
 
@@ -28,6 +30,26 @@ GRID: dict[str, Any] = {
     "student.edu_attention": {"choice": [True, False]},
     "train.seed": {"choice": [1, 2, 3, 4, 5]},
 }
+ROWS: dict[str, Any] = {
+    "student.prompt_length": {"choice": [0, 4]},
+    "student.ifalign": {"choice": [False, True], "when": {"student.prompt_length": 4}},
+    "student.edu_attention": {"choice": [False, True], "when": {"student.prompt_length": 4}},
+    "train.seed": {"choice": [1, 2, 3]},
+}
+"""The eight rows: projector only, and the 2x2 with prompts."""
+PAIR = {
+    "teacher": {"model": "ViT-L-14", "pretrained": "openai"},
+    "student": {"model": "ViT-B-16", "pretrained": "openai", "ifalign": False, "edu_attention": False},
+}
+"""The paper's towers, and PromptKD where nothing else is said."""
+KINDS = [
+    ("base_to_novel", "strict"),
+    ("base_to_novel", "promptkd"),
+    ("cross_dataset", "strict"),
+    ("domain_generalization", "promptkd"),
+    ("all_classes", "strict"),
+]
+"""Protocols and selections that differ in their scores or in their words."""
 CLASSES = [
     "Leopards",
     "<b>crab & co</b>",
@@ -38,44 +60,64 @@ CLASSES = [
 ]
 
 
-def study_tree(space: Row, sampler: str = "tpe", note: str = "", epochs: int = 9) -> Row:
-    """A resolved study as plain values."""
-    return {
+def study_tree(
+    space: Row,
+    sampler: str = "tpe",
+    note: str = "",
+    epochs: int = 9,
+    kind: tuple[str, str] = KINDS[0],
+    **sections: Any,
+) -> Row:
+    """A resolved study as plain values; `kind` is protocol and selection."""
+    tree = {
         "study": "fake-study",
         "note": note,
+        "protocol": kind[0],
+        "selection": kind[1],
         "data": {"root": "assets:caltech20"},
         "teacher": {"model": "assets:mini_teacher"},
         "student": {"model": "ViT-B-32"},
         "train": {"epochs": epochs},
         "search": {"sampler": sampler, "arms": None if sampler == "grid" else 24, "space": space},
+        **sections,
     }
+    if PROTOCOLS[kind[0]].has_source:
+        tree["source"] = {"dataset": "imagenet", "root": "/data/imagenet"}
+    return tree
 
 
-def arm(number: int, overrides: Row, status: str = "complete", epochs: int = 9) -> tuple[Row, list[Row]]:
+def arm(
+    number: int, overrides: Row, status: str = "complete", epochs: int = 9, tree: Row | None = None
+) -> tuple[Row, list[Row]]:
     """One arm and its epochs. A little of every knob shows in its scores; the seed adds noise."""
-    study = study_file.resolve(study_file.build(study_tree({**SPACE, **GRID}), "fake"), overrides)
+    base = study_file.build(tree or study_tree({**SPACE, **GRID}), "fake")
+    study = study_file.resolve(base, overrides)
     flat = study_file.flatten(study.model_dump(mode="json"))
     values: Row = {k: v for k, v in flat.items() if k.startswith(("student.", "loss.", "train."))}
     draw = random.Random(f"{number} {overrides}")
     gain = 0.6 * values["student.ifalign"] + 0.4 * values["student.edu_attention"]
     gain -= 1.5 * abs(values["loss.temperature"] - 2) / 2 + draw.gauss(0, 0.5)
+    gain -= 2.0 * (values["student.prompt_length"] == 0)
     done = epochs if status == "complete" else (2 if status == "pruned" else 1)
-    rows = [_epoch(identity(number), epoch, gain, draw) for epoch in range(1, done + 1)]
-    best = max(rows, key=lambda row: row["val_harmonic_mean"])
-    scores = {k: None if status == "failed" else best[k] for k in best if k.startswith(("val_", "test_"))}
+    rows = [_epoch(identity(number), epoch, gain, draw, study) for epoch in range(1, done + 1)]
+    best = max(rows, key=lambda row: row["objective"])
+    kept = ("val_", "test_", "objective")
+    scores = {k: None if status == "failed" else best[k] for k in best if k.startswith(kept)}
     edu = values["student.edu_attention"]
-    trainable = 41_000 + 590_000 + 790_000 * edu
+    trainable = 41_000 * (values["student.prompt_length"] > 0) + 590_000 + 790_000 * edu
     row = {
         "arm": identity(number),
         "cohort": f"cohort{number // 8}",
         "number": number,
+        "protocol": study.protocol,
+        "selection": study.selection,
         "status": status,
         "error": "RuntimeError: out of memory <script>alert('x')</script>" if status == "failed" else None,
         "seed": values["train.seed"],
         "epochs_done": 0 if status == "failed" else done,
         "best_epoch": None if status == "failed" else best["epoch"],
         **scores,
-        **_references(),
+        **_references(study),
         "seconds": done * draw.uniform(3.0, 4.0),
         "teacher_seconds_saved": done * 11.0,
         "trainable_parameters": trainable,
@@ -92,11 +134,10 @@ def identity(number: int) -> str:
     return study_file.digest("fake", number)
 
 
-def _epoch(name: str, epoch: int, gain: float, draw: random.Random) -> Row:
+def _epoch(name: str, epoch: int, gain: float, draw: random.Random, study: Study) -> Row:
     level = 80 + gain - 9 * 0.7**epoch + draw.gauss(0, 0.3)
     base, novel = level + 4 + draw.gauss(0, 0.4), level - 4 + draw.gauss(0, 0.4)
-    mean = 2 * base * novel / (base + novel)
-    return {
+    row = {
         "arm": name,
         "epoch": epoch,
         "lr": 0.005,
@@ -105,22 +146,35 @@ def _epoch(name: str, epoch: int, gain: float, draw: random.Random) -> Row:
         "loss_align": None,
         "alpha": 0.1,
         "seconds": 3.5,
-        "val_base_accuracy": base,
-        "val_novel_agreement": novel,
-        "val_harmonic_mean": mean,
-        "test_base_accuracy": base - 1,
-        "test_novel_accuracy": novel - 2,
-        "test_harmonic_mean": mean - 1.5,
+        **_scores("val_", base, novel, study, ("base_accuracy", "novel_agreement", "harmonic_mean")),
+        **_scores("test_", base - 1, novel - 2, study),
     }
+    halves = PROTOCOLS[study.protocol].has_halves
+    row |= dict.fromkeys(("val_accuracy", "val_agreement"), None if halves else level)
+    return row | {"objective": row[objective_of(study)]}
 
 
-def _references() -> Row:
+SCORES = ("base_accuracy", "novel_accuracy", "harmonic_mean")
+
+
+def _scores(
+    prefix: str, base: float, novel: float, study: Study, names: tuple[str, ...] = SCORES
+) -> dict[str, float | None]:
+    """Scores of both families; those that the protocol has not are None."""
+    mean = 2 * base * novel / (base + novel)
+    if PROTOCOLS[study.protocol].has_halves:
+        found: dict[str, float | None] = dict(zip(names, (base, novel, mean), strict=True))
+        found |= {"accuracy": None}
+    else:
+        found = {**dict.fromkeys(names), "accuracy": mean}
+    return {f"{prefix}{name}": value for name, value in found.items()}
+
+
+def _references(study: Study) -> Row:
     levels = {"teacher": (86.0, 79.0), "teacher_zero_shot": (80.0, 78.0), "zero_shot": (74.0, 70.0)}
     row: Row = {}
     for name, (base, novel) in levels.items():
-        mean = 2 * base * novel / (base + novel)
-        for score, value in zip(results.SCORES, (base, novel, mean), strict=True):
-            row[f"{name}_test_{score}"] = value
+        row |= _scores(f"{name}_test_", base, novel, study)
     return row
 
 
@@ -141,10 +195,10 @@ def drawn(number: int) -> Row:
     return values
 
 
-def searched_arms(count: int = 22) -> list[tuple[Row, list[Row]]]:
+def searched_arms(count: int = 22, tree: Row | None = None) -> list[tuple[Row, list[Row]]]:
     """A TPE-like study: about a fifth pruned, two failed."""
     statuses = {3: "failed", 11: "failed", 5: "pruned", 8: "pruned", 13: "pruned", 17: "pruned"}
-    return [arm(n, drawn(n), statuses.get(n, "complete")) for n in range(count)]
+    return [arm(n, drawn(n), statuses.get(n, "complete"), tree=tree) for n in range(count)]
 
 
 def grid_arms(seeds: int = 5) -> list[tuple[Row, list[Row]]]:
@@ -154,6 +208,23 @@ def grid_arms(seeds: int = 5) -> list[tuple[Row, list[Row]]]:
         arm(n, {"student.ifalign": a, "student.edu_attention": b, "train.seed": s})
         for n, (a, b, s) in enumerate(cells)
     ]
+
+
+def rows_tree(kind: tuple[str, str] = KINDS[0], **sections: Any) -> Row:
+    """A grid over ROWS with the paper's towers."""
+    return study_tree(ROWS, "grid", kind=kind, **{**PAIR, **sections})
+
+
+def rows_arms(tree: Row, seeds: int = 3) -> list[tuple[Row, list[Row]]]:
+    """Projector only and the 2x2 with prompts, times seeds, all complete."""
+    cells: list[Row] = [{"student.prompt_length": 0}]
+    cells += [
+        {"student.prompt_length": 4, "student.ifalign": a, "student.edu_attention": b}
+        for a in (False, True)
+        for b in (False, True)
+    ]
+    points = [{**cell, "train.seed": seed} for seed in range(1, seeds + 1) for cell in cells]
+    return [arm(n, point, tree=tree) for n, point in enumerate(points)]
 
 
 def provenance(**changes: Any) -> Row:
@@ -173,7 +244,7 @@ def provenance(**changes: Any) -> Row:
         "peak_memory_bytes": 3 * 2**30,
         "arms_asked": 24,
         "data": {"name": "caltech20", "split": "zhou", "classes": CLASSES, "base": 3, "train": 160,
-                 "val": 80, "test": 240, "shots": 16, "views": 9},
+                 "val": 80, "test": 240, "teacher": 48, "shots": 16, "views": 9},
         "notes": ["Novel-class images are used without labels: transductive."],
         **changes,
     }  # fmt: skip

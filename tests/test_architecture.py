@@ -81,16 +81,26 @@ ALLOWED = {
     "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
     " study_file weights | ray ray.tune",
     # report
-    "stats": "| polars scipy",
-    "markdown": "results stats | polars",
-    "figure": "stats | plotly",
-    "plots": "figure stats | plotly polars",
-    "cost_plots": "figure plots stats | plotly polars",
-    "search_plots": "figure search_space stats | optuna plotly polars",
-    "findings": "figure stats | polars",
-    "report_tables": "figure findings markup stats | polars",
-    "report": "config cost_plots errors figure findings markup plots report_tables results search_plots stats"
-    " study_file | plotly polars",
+    "stats": "| scipy",
+    "words": "|",
+    "arms": "errors protocols search_space stats | polars",
+    "run": "arms config errors protocols results study_file | polars",
+    "reference_rows": "arms config search_space stats study_file words | polars",
+    "published": "|",
+    "published_gap": "config published reference_rows stats |",
+    "tables": "arms published published_gap reference_rows stats words |",
+    "markdown": "arms published_gap reference_rows run tables |",
+    "figure": "arms words | plotly",
+    "plots": "arms figure protocols stats | plotly polars",
+    "cost_plots": "arms figure reference_rows stats | plotly polars",
+    "search_plots": "arms figure protocols search_space | optuna plotly polars",
+    "findings": "arms protocols reference_rows words | polars",
+    "report_tables": "arms findings markup protocols stats tables words | polars",
+    "report_facts": "arms findings markup words | polars",
+    "report_figures": "arms cost_plots figure findings markup plots report_facts report_tables run"
+    " search_plots | plotly",
+    "report": "findings markup published published_gap reference_rows report_facts report_figures"
+    " report_tables results run tables words | plotly",
     # top
     "plan": "config data.datasets data.folders data.splits errors material models prepare protocols"
     " search_space study_file | open_clip torch",
@@ -109,12 +119,13 @@ ALLOWED = {
     "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ cli_bench cli_data cli_teacher cluster exits markdown plan progress report results"
+    "cli": "__init__ arms cli_bench cli_data cli_teacher cluster exits markdown plan progress report run"
     " study_file study_run |",
 }
 REPORT_SIDE = (
-    "stats", "figure", "plots", "cost_plots", "search_plots", "findings", "markup", "markdown",
-    "report_tables", "report", "results",
+    "stats", "words", "arms", "run", "reference_rows", "published", "published_gap", "tables", "markdown",
+    "figure", "plots", "cost_plots", "search_plots", "findings", "markup", "report_tables", "report_facts",
+    "report_figures", "report", "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}
 

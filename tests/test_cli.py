@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import fake_run
@@ -403,3 +404,23 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.main, ["report", str(tmp_path / "run")])
     assert "run `comkd-ray tune` first" in Tune(result, tmp_path).refusal
     assert CliRunner().invoke(cli.main, ["report", "nowhere"]).exit_code == 2
+
+
+@pytest.mark.parametrize("kind", fake_run.KINDS)
+def test_the_last_words_are_in_the_scores_of_the_protocol(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: tuple[str, str]
+) -> None:
+    best, _ = fake_run.arm(0, {"train.seed": 1}, tree=fake_run.rows_tree(kind))
+    outcome = SimpleNamespace(
+        best=best, run=tmp_path, arms=1, failed=0, left=0, seconds=9.0, interrupted=False
+    )
+    cli._tell(outcome, as_json=False, quiet=False)
+    _, line, *warned = capsys.readouterr().out.splitlines()
+    chosen = {"strict": "val_", "promptkd": "test_"}[kind[1]]
+    assert line.startswith(f"best by {chosen}")
+    assert line.endswith("%")
+    assert ("test base" in line, "test accuracy" in line) == (
+        kind[0] == "base_to_novel",
+        kind[0] != "base_to_novel",
+    )
+    assert bool(warned) == (kind[1] == "promptkd")

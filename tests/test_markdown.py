@@ -4,45 +4,74 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fake_run
+import pytest
 from click.testing import CliRunner
 
 from comkd_ray.cli import main
-from comkd_ray.results import compact, write_record
+
+LEVELS = {
+    (0, False, False): 60,
+    (4, False, False): 62,
+    (4, True, False): 63,
+    (4, False, True): 62,
+    (4, True, True): 65,
+}
+"""Score of a method at seed 0; every seed adds a point, so differences have no spread."""
 
 
-def write_grid(run: Path) -> None:
-    """Seeds 1 to 3 of the 2x2: IFAlign adds a point, EduAttention nothing."""
-    references = {
-        f"{name}_test_{score}": 80.0
-        for name in ("teacher", "teacher_zero_shot", "zero_shot")
-        for score in ("base_accuracy", "novel_accuracy", "harmonic_mean")
-    }
-    for number in range(12):
-        seed, ifalign, edu = number % 3 + 1, number // 3 % 2 == 1, number // 6 == 1
-        score = 60.0 + seed + ifalign
-        scores = {f"test_{name}": score for name in ("base_accuracy", "novel_accuracy", "harmonic_mean")}
-        row = (
-            {"arm": f"a{number}", "number": number, "status": "complete", "seed": seed} | scores | references
-        )
-        row |= {
-            "val_harmonic_mean": 50.0,
-            "searched": ["student.edu_attention", "student.ifalign", "train.seed"],
-        }
-        row |= {"student.ifalign": ifalign, "student.edu_attention": edu, "train.seed": seed}
-        write_record(run, row, [])
-    compact(run)
-
-
-def test_cells_references_and_paired_differences(tmp_path: Path) -> None:
-    write_grid(tmp_path)
-    done = CliRunner().invoke(main, ["report", str(tmp_path), "--markdown"])
+def markdown(run: Path, kind: tuple[str, str], dataset: str = "folder") -> list[str]:
+    """Lines of `comkd-ray report --markdown` for three seeds of projector only and the 2x2."""
+    tree = fake_run.rows_tree(kind, data={"dataset": dataset, "root": "/d"})
+    arms = []
+    for row, _ in fake_run.rows_arms(tree):
+        method = (row["student.prompt_length"], row["student.ifalign"], row["student.edu_attention"])
+        known = [key for key in row if key.startswith("test_") and row[key] is not None]
+        arms.append((row | dict.fromkeys(known, float(LEVELS[method] + row["seed"])), []))
+    fake_run.write(run, arms, tree)
+    done = CliRunner().invoke(main, ["report", str(run), "--markdown"])
     assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
-    assert "| both off (PromptKD) | 3 | 62.00 ± 1.00 | 62.00 ± 1.00 | 62.00 ± 1.00 |" in lines
-    assert "| IFAlign only | 3 | 63.00 ± 1.00 | 63.00 ± 1.00 | 63.00 ± 1.00 |" in lines
-    assert "| tuned teacher | 1 | 80.00 | 80.00 | 80.00 |" in lines
-    assert "| IFAlign only | 3 | +1.00 | +1.00 to +1.00 | 0.25 | 0.25 | not decidable |" in lines
-    assert "| EduAttention only | 3 | +0.00 | +0.00 to +0.00 | 1 | 0.25 | not decidable |" in lines
+    return done.output.splitlines()
+
+
+def test_eight_rows_and_paired_differences(tmp_path: Path) -> None:
+    lines = markdown(tmp_path, ("base_to_novel", "strict"))
+    assert "- protocol: base to novel, selection strict, inductive" in lines
+    assert "| test (%) | n | base | novel | harmonic mean |" in lines
+    assert "| student zero-shot | 1 | 74.00 | 70.00 | 71.94 |" in lines
+    assert "| projector only | 3 | 62.00 \u00b1 1.00 | 62.00 \u00b1 1.00 | 62.00 \u00b1 1.00 |" in lines
+    assert "| PromptKD | 3 | 64.00 \u00b1 1.00 | 64.00 \u00b1 1.00 | 64.00 \u00b1 1.00 |" in lines
+    end = "| 0.25 | 0.25 | 1 | not decidable with n = 3 |"
+    assert f"| projector only | 3 | \u22122.00 | \u22122.00 to \u22122.00 {end}" in lines
+    assert f"| PromptKD + IFAlign | 3 | +1.00 | +1.00 to +1.00 {end}" in lines
+    same = "| 1 | 0.25 | 1 | not decidable with n = 3 |"
+    assert f"| PromptKD + EduAttention | 3 | 0.00 | 0.00 to 0.00 {same}" in lines
+    assert "chosen on the test set" not in "\n".join(lines)
+
+
+def test_one_score_where_there_are_no_halves(tmp_path: Path) -> None:
+    lines = markdown(tmp_path, ("all_classes", "strict"), "caltech101")
+    assert "| ComKD-CLIP | 3 | 67.00 \u00b1 1.00 |" in lines
+    assert "| test (%) | n | accuracy |" in lines
+    assert "protocol all_classes (published on caltech101: base_to_novel, cross_dataset)" in lines[-1]
+
+
+@pytest.mark.parametrize("kind", fake_run.KINDS)
+def test_a_choice_on_the_test_set_is_said_first(tmp_path: Path, kind: tuple[str, str]) -> None:
+    lines = markdown(tmp_path, kind)
+    warned = [
+        n for n, line in enumerate(lines) if line.startswith("**All scores of arms: chosen on the test")
+    ]
+    assert bool(warned) == (kind[1] == "promptkd")
+    table = next(n for n, line in enumerate(lines) if line.startswith("| test (%)"))
+    assert all(place < table for place in warned)
+
+
+def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
+    lines = markdown(tmp_path, ("domain_generalization", "promptkd"), "imagenet_v2")
+    gap = "\u22125.77 | \u22128.25 to \u22123.29"
+    assert f"| PromptKD | 69.77 | 64.00 | 3 | {gap} | VERIFIED | PAPER 4.28 |" in lines
+    assert "| ComKD-CLIP | \u2013 | 67.00 | 3 | \u2013 | \u2013 | UNKNOWN | PAPER 4.29 |" in lines
 
 
 def test_no_results_is_one_clear_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from comkd_ray import cost_plots, plots, results, search_plots, study_file
-from comkd_ray.figure import NoFigure, hover, shown
+from comkd_ray.figure import NoFigure, hover
 from comkd_ray.search_space import Dimension
 
 Arms = list[tuple[fake_run.Row, list[fake_run.Row]]]
@@ -76,7 +76,7 @@ def test_every_figure_draws_or_gives_one_line(runs: dict[str, Path], case: str, 
 
 def test_equal_values_have_no_importance(arms: pl.DataFrame) -> None:
     with pytest.raises(NoFigure, match="same value"):
-        search_plots.importance_info(arms.with_columns(val_harmonic_mean=70.0), SPACE)
+        search_plots.importance_info(arms.with_columns(objective=70.0), SPACE)
 
 
 def test_study_is_rebuilt_with_states_and_conditional_keys(arms: pl.DataFrame) -> None:
@@ -91,7 +91,7 @@ def test_study_is_rebuilt_with_states_and_conditional_keys(arms: pl.DataFrame) -
         assert trial.state == states[row["status"]]
         assert trial.params == fake_run.drawn(row["number"])
         assert ("student.attention_scale" in trial.params) == row["student.edu_attention"]
-    assert study.best_value == max(r["val_harmonic_mean"] for r in rows if r["status"] == "complete")
+    assert study.best_value == max(r["objective"] for r in rows if r["status"] == "complete")
     scales = [trial.distributions.get("student.attention_scale") for trial in study.trials]
     assert next(filter(None, scales)) == optuna.distributions.CategoricalDistribution(
         (1.0, 4.0, "sqrt_width")
@@ -138,7 +138,7 @@ def test_best_so_far_starts_with_the_first_full_budget_arm(tmp_path: Path) -> No
 
 def test_parallel_axes_carry_whole_names(arms: pl.DataFrame) -> None:
     info = search_plots.parallel_info(arms, SPACE)
-    assert info.labels == [search_plots.VALUE, *sorted(fake_run.SPACE)]
+    assert info.labels == ["val_harmonic_mean (%)", *sorted(fake_run.SPACE)]
     figure = search_plots.parallel_plot(info)
     assert "student.<br>attention_scale" in figure.layout.xaxis.ticktext
     assert len([trace for trace in figure.data if trace.mode == "lines"]) == 16
@@ -153,17 +153,17 @@ def test_importance_is_of_full_budget_arms_and_sums_to_one(arms: pl.DataFrame) -
 
 def test_importance_finds_the_key_that_decides(tmp_path: Path) -> None:
     rows = table(tmp_path, [fake_run.arm(n, fake_run.drawn(n)) for n in range(40)])
-    steep = rows.with_columns(val_harmonic_mean=80 - (pl.col("loss.temperature") - 2).abs())
+    steep = rows.with_columns(objective=80 - (pl.col("loss.temperature") - 2).abs())
     assert next(iter(search_plots.importance_info(steep, SPACE).importances)) == "loss.temperature"
 
 
 def test_modules_hold_every_arm_once(arms: pl.DataFrame) -> None:
-    cells = plots.modules_info(arms)
-    assert [cell.cell for cell in cells] == [
-        (False, False),
-        (True, False),
-        (False, True),
-        (True, True),
+    cells = plots.modules_info(arms).cells
+    assert [cell.method for cell in cells] == [
+        (True, False, False),
+        (True, True, False),
+        (True, False, True),
+        (True, True, True),
     ]
     assert sum(len(cell.values) for cell in cells) == 16
     assert sum(len(cell.pruned_values) for cell in cells) == 4
@@ -174,7 +174,7 @@ def test_modules_hold_every_arm_once(arms: pl.DataFrame) -> None:
 
 def test_curves_end_where_the_arm_ended_and_the_best_is_on_top(tmp_path: Path) -> None:
     run = fake_run.write(tmp_path, fake_run.searched_arms())
-    curves = plots.curves_info(results.read_arms(run), results.read_epochs(run))
+    curves = plots.curves_info(results.read_arms(run), results.read_epochs(run)).curves
     assert [curve.best for curve in curves] == [False] * (len(curves) - 1) + [True]
     lengths = {curve.status: len(curve.epochs) for curve in curves}
     assert lengths == {"complete": 9, "pruned": 2}  # failed arms recorded no epoch
@@ -182,7 +182,7 @@ def test_curves_end_where_the_arm_ended_and_the_best_is_on_top(tmp_path: Path) -
 
 def test_modules_of_one_kind_are_not_compared(tmp_path: Path) -> None:
     rows = table(tmp_path, [fake_run.arm(n, {"student.ifalign": False}) for n in range(3)])
-    with pytest.raises(NoFigure, match="are EduAttention only: the modules cannot be compared"):
+    with pytest.raises(NoFigure, match=r"are PromptKD \+ EduAttention: the modules cannot be compared"):
         plots.modules_info(rows)
 
 
@@ -225,11 +225,49 @@ def test_hover_escapes_and_shows_only_active_keys() -> None:
     assert hover(row, ["j", "k"]) == "arm &lt;b&gt; (number 3, complete)<br>k: 0.1235"
 
 
-def test_shown_uses_the_words_of_yaml() -> None:
-    assert [shown(value) for value in (True, None, 0.00012345, 3, "sqrt_width")] == [
-        "true",
-        "\N{EN DASH}",
-        "0.0001234",
-        "3",
-        "sqrt_width",
-    ]
+# Protocols --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "importance"])
+@pytest.mark.parametrize("kind", fake_run.KINDS)
+def test_every_figure_draws_under_every_protocol(tmp_path: Path, kind: tuple[str, str], name: str) -> None:
+    run = fake_run.write(tmp_path, fake_run.rows_arms(fake_run.rows_tree(kind)))
+    assert FIGURES[name](results.read_arms(run), results.read_epochs(run)).data
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen", "judged"),
+    [
+        (("base_to_novel", "strict"), "val_harmonic_mean (%)", "test_harmonic_mean (%)"),
+        (("cross_dataset", "strict"), "val_agreement (%)", "test_accuracy (%)"),
+        (("all_classes", "strict"), "val_accuracy (%)", "test_accuracy (%)"),
+        (
+            ("base_to_novel", "promptkd"),
+            "test_base_accuracy (%)<br>chosen on test",
+            "test_harmonic_mean (%)<br>chosen on test",
+        ),
+    ],
+)
+def test_axes_name_the_scores_of_the_protocol(
+    tmp_path: Path, kind: tuple[str, str], chosen: str, judged: str
+) -> None:
+    """A picture saved from the page carries its axes, and so whether the test set chose."""
+    run = fake_run.write(tmp_path, fake_run.rows_arms(fake_run.rows_tree(kind)))
+    arms, epochs = results.read_arms(run), results.read_epochs(run)
+    titles = {
+        name: FIGURES[name](arms, epochs).layout.yaxis.title.text for name in FIGURES if name != "parallel"
+    }
+    assert (titles["history"], titles["curves"]) == (chosen, chosen)
+    assert (titles["modules"], titles["size"]) == (judged, judged)
+
+
+def test_projector_only_is_apart_from_the_2x2(tmp_path: Path) -> None:
+    """It is no cell of the modules, and a method of its own among the sizes."""
+    arms = table(tmp_path, fake_run.rows_arms(fake_run.rows_tree()))
+    assert [len(cell.values) for cell in plots.modules_info(arms).cells] == [3, 3, 3, 3]
+    info = cost_plots.size_info(arms)
+    names = {trace.name: trace.marker.symbol for trace in cost_plots.size_plot(info).data}
+    assert names["projector only"] == "circle-open-dot"
+    assert names["PromptKD"] == "circle"
+    small = min(point.trainable or 0 for point in info.arms)
+    assert {point.method for point in info.arms if point.trainable == small} == {(False, False, False)}

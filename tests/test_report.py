@@ -13,16 +13,13 @@ import fake_run
 import polars as pl
 import pytest
 
-from comkd_ray import report, results
+from comkd_ray import report, results, run
 from comkd_ray.errors import UserError
-from comkd_ray.findings import findings, percent, sentences, signed
+from comkd_ray.findings import findings, sentences
 from comkd_ray.markup import Html, join, table, tag, text
-from comkd_ray.report_tables import count, duration
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
-
-THIN = "\u202f"  # the space of `77.2 %`
 
 
 def body(path: Path) -> str:
@@ -44,6 +41,8 @@ def test_report_is_one_small_file_with_every_part_in_order(study: Path) -> None:
     assert path.stat().st_size < 15 * 2**20
     titles = re.findall(r"<h2>(.*?)</h2>", body(path))
     assert titles == [
+        "Reference rows",
+        "Published numbers",
         "Search history",
         "Parallel coordinates",
         "Importance",
@@ -90,42 +89,42 @@ def test_headline_names_what_it_compares(study: Path) -> None:
 
 
 def test_headline_of_a_grid_pairs_seeds(tmp_path: Path) -> None:
-    run = fake_run.write(tmp_path, fake_run.grid_arms(5), fake_run.study_tree(fake_run.GRID, "grid"))
-    lines = sentences(findings(results.read_arms(run), "grid"))
+    folder = fake_run.write(tmp_path, fake_run.grid_arms(5), fake_run.study_tree(fake_run.GRID, "grid"))
+    lines = sentences(findings(results.read_arms(folder), "grid"))
     assert "partly the luckiest seed" in lines[1]
     assert len(lines) == 5
-    assert lines[4].startswith("Both modules on minus both off, paired by seed (n = 5): ")
+    assert lines[4].startswith("ComKD-CLIP minus PromptKD, paired by seed (n = 5): ")
     assert "(the smallest that n = 5 can reach is 0.0625): not decidable with 5 seeds." in lines[4]
-    assert "Paired by seed" in body(report.build(run))
+    assert "Paired by seed: each method minus PromptKD" in body(report.build(folder))
 
 
 def test_best_arm_that_is_promptkd_is_called_so(tmp_path: Path) -> None:
     off = {"student.ifalign": False, "student.edu_attention": False}
-    run = fake_run.write(tmp_path, [fake_run.arm(0, off)])
-    lines = sentences(findings(results.read_arms(run)))
+    folder = fake_run.write(tmp_path, [fake_run.arm(0, off)])
+    lines = sentences(findings(results.read_arms(folder)))
     assert "the only full-budget arm" in lines[1]
     assert "it is PromptKD" in lines[2]
 
 
 def test_study_without_promptkd_says_nothing_about_modules(tmp_path: Path) -> None:
-    run = fake_run.write(tmp_path, [fake_run.arm(0, {"student.ifalign": True})])
-    assert "No full-budget arm has both modules off" in sentences(findings(results.read_arms(run)))[2]
+    folder = fake_run.write(tmp_path, [fake_run.arm(0, {"student.ifalign": True})])
+    assert "No full-budget arm has both modules off" in sentences(findings(results.read_arms(folder)))[2]
 
 
 @pytest.mark.parametrize(("status", "word"), [("failed", "4 arms failed"), ("pruned", "4 arms left early")])
 def test_no_full_budget_arm_is_said_and_reported(tmp_path: Path, status: str, word: str) -> None:
     arms = [fake_run.arm(n, fake_run.drawn(n), status) for n in range(4)]
-    run = fake_run.write(tmp_path, arms, fake_run.study_tree(fake_run.SPACE), fake_run.provenance())
-    words = body(report.build(run))
+    folder = fake_run.write(tmp_path, arms, fake_run.study_tree(fake_run.SPACE), fake_run.provenance())
+    words = body(report.build(folder))
     assert "No arm finished its full budget" in words
     assert word in words
     assert ("Failed arms" in words) == (status == "failed")
 
 
 def test_report_without_study_provenance_and_epochs(tmp_path: Path) -> None:
-    run = fake_run.write(tmp_path / "bare", fake_run.searched_arms())
-    shutil.rmtree(run / "results" / "epochs")
-    words = body(report.build(run))
+    folder = fake_run.write(tmp_path / "bare", fake_run.searched_arms())
+    shutil.rmtree(folder / "results" / "epochs")
+    words = body(report.build(folder))
     assert "<h1>bare</h1>" in words
     assert "study.yaml is missing" in words
     assert "provenance.json is missing" in words
@@ -148,9 +147,9 @@ def test_no_arms_is_the_readers_mistake(tmp_path: Path) -> None:
 def test_null_scores_are_dashes(tmp_path: Path) -> None:
     row, epochs = fake_run.arm(0, {"student.ifalign": True})
     nothing = {key: None for key in row if "test_" in key}
-    run = fake_run.write(tmp_path, [(row | nothing, epochs)])
-    words = body(report.build(run))
-    assert "test harmonic mean \N{EN DASH}" in words
+    folder = fake_run.write(tmp_path, [(row | nothing, epochs)])
+    words = body(report.build(folder))
+    assert "test harmonic mean \N{EN DASH}, base \N{EN DASH}" in words
     assert re.search(r"\b(nan|None)\b", re.sub(r"<[^>]*>", " ", words)) is None
 
 
@@ -174,24 +173,100 @@ def test_home_is_not_told(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "comkd-ray tune ~/a.yaml" in words
 
 
-def test_numbers_in_words() -> None:
-    assert percent(77.249) == f"77.2{THIN}%"
-    assert [signed(value) for value in (0.62, -0.62, 0.04, -0.04)] == [
-        "+0.6",
-        "\u22120.6",
-        "0.0",
-        "0.0",
-    ]
-    plain = [duration(s).replace("\u00a0", " ") for s in (4.24, 59.97, 200, 3599.7, 7500)]
-    assert plain == ["4.2 s", "60.0 s", "3 min 20 s", "1 h 00 min", "2 h 05 min"]
-    assert [count(n) for n in (12, 4_100, 86_192_640)] == ["12", "4.1 k", "86.2 M"]
-
-
 def test_markup_escapes_all_but_markup() -> None:
     assert text("<&>") == "&lt;&amp;&gt;"
     assert tag("a", "<", Html("<br>"), href='"x"') == '<a href="&quot;x&quot;">&lt;<br></a>'
     assert join(["<", Html("<i>")], "") == "&lt;<i>"
     assert '<td class="word">&lt;x&gt;</td>' in table(["h"], [["<x>", 1]])
+
+
+# Protocols --------------------------------------------------------------------------------------
+
+WARNING = "chosen on the test set, as PromptKD does: not an estimate of new images"
+
+
+def eight(folder: Path, kind: tuple[str, str], **sections: Any) -> Path:
+    """Projector only and the 2x2 over three seeds under a protocol and a selection."""
+    tree = fake_run.rows_tree(kind, **sections)
+    return fake_run.write(folder, fake_run.rows_arms(tree), tree, fake_run.provenance(demo_weights=False))
+
+
+@pytest.mark.parametrize("kind", fake_run.KINDS)
+def test_every_protocol_has_a_report_in_its_own_scores(tmp_path: Path, kind: tuple[str, str]) -> None:
+    words = body(report.build(eight(tmp_path, kind)))
+    scores = run.read(tmp_path).scores
+    assert f"Best arms by {scores.objective}" in words
+    assert f"): {scores.name} " in words
+    other = "harmonic" if scores.headline == "test_accuracy" else "test accuracy"
+    assert other not in re.sub(r"<details>.*?</details>", "", words, flags=re.DOTALL)
+    assert re.search(r"\b(nan|None)\b", re.sub(r"<(figcaption)>.*?</\1>|<[^>]*>", " ", words)) is None
+
+
+@pytest.mark.parametrize("kind", fake_run.KINDS)
+def test_head_says_who_learned_from_what(tmp_path: Path, kind: tuple[str, str]) -> None:
+    words = body(report.build(eight(tmp_path, kind)))
+    box = words[words.index("Who learned from what") : words.index("The best arm and")]
+    for what, from_what in run.read(tmp_path).explained():
+        assert f"{what}</td>" in box
+        assert f">{text(from_what)}</td>" in box
+    assert "240 test images" in box
+    assert "48 labelled images" in box
+
+
+def test_counts_that_are_not_known_are_left_out(tmp_path: Path) -> None:
+    eight(tmp_path, ("all_classes", "strict"))
+    facts = fake_run.provenance(data={"test": 240})
+    (tmp_path / "provenance.json").write_text(json.dumps(facts))
+    explained = dict(run.read(tmp_path).explained())
+    assert explained["teacher learns from"] == "labelled images of all classes"
+    assert explained["tested on"] == "240 test images, all classes"
+
+
+@pytest.mark.parametrize("kind", fake_run.KINDS)
+def test_scores_chosen_on_test_say_so_wherever_they_stand(tmp_path: Path, kind: tuple[str, str]) -> None:
+    """In the notice, in the sentence, on the tile, above each figure of scores, in each table's title."""
+    words = body(report.build(eight(tmp_path, kind)))
+    if kind[1] == "strict":
+        assert "on the test set" not in re.sub(r'<p class="caution">.*?</p>', "", words)
+        assert "The search saw no test label." in words
+        return
+    assert f'<p class="notice">Scores of arms on this page are {WARNING}' in words
+    assert "no estimate of new images" in words[: words.index('<dl class="tiles">')]
+    assert "of the best arm, chosen on the test set" in words
+    assert words.count(f'<p class="warned">{WARNING}') == 6  # every figure but the cost
+    titles = re.findall(r"<h3[^>]*>(.*?)</h3>", words)
+    silent = [title for title in titles if WARNING not in title]
+    assert silent == ["Who learned from what, what chose, what was tested"]
+    assert ("transductive: trained on the test images" in words) == (kind[0] == "domain_generalization")
+    assert "Test labels took no part" not in words
+    assert "The search saw no test label" not in words
+
+
+def test_published_numbers_stand_beside_ours_where_they_may(tmp_path: Path) -> None:
+    data = {"dataset": "imagenet_v2", "root": "/d"}
+    folder = eight(tmp_path, ("domain_generalization", "promptkd"), data=data)
+    facts = fake_run.provenance(demo_weights=False, data={"test": 10_000})
+    (folder / "provenance.json").write_text(json.dumps(facts))
+    words = body(report.build(folder))
+    assert "Published and ours, test (%)" in words
+    assert ">69.77</td>" in words
+    (folder / "provenance.json").write_text(json.dumps(fake_run.provenance()))
+    words = body(report.build(folder))
+    assert "Published and ours" not in words
+    assert "What differs: imagenet_v2 with 240 test images (published: 10,000)." in words
+
+
+def test_projector_only_is_not_mixed_into_promptkd(tmp_path: Path) -> None:
+    words = body(report.build(eight(tmp_path, ("base_to_novel", "strict"))))
+    modules = words[words.index('id="modules"') : words.index('id="curves"')]
+    table, paired = modules.split("Paired by seed")
+    assert re.findall(r'<td class="word">(.*?)</td><td class="number">(\d)</td>', table) == [
+        ("PromptKD", "3"),
+        ("PromptKD + IFAlign", "3"),
+        ("PromptKD + EduAttention", "3"),
+        ("ComKD-CLIP", "3"),
+    ]
+    assert '<td class="word">projector only</td><td class="number">3</td>' in paired
 
 
 NARROW, WIDE = 380, 1400
@@ -205,9 +280,9 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report in a folder whose name a browser has to quote."""
-    run = tmp_path_factory.mktemp("a study & more") / "run"
+    folder = tmp_path_factory.mktemp("a study & more") / "run"
     tree = fake_run.study_tree(fake_run.SPACE)
-    return report.build(fake_run.write(run, fake_run.searched_arms(), tree, fake_run.provenance()))
+    return report.build(fake_run.write(folder, fake_run.searched_arms(), tree, fake_run.provenance()))
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +325,16 @@ def opened(chrome: Chrome, path: Path, width: int, scheme: str) -> dict[str, Any
     )
     assert isinstance(found, dict)
     return found
+
+
+@pytest.mark.parametrize("kind", [("base_to_novel", "strict"), ("domain_generalization", "promptkd")])
+def test_a_browser_shows_each_kind_of_scores(tmp_path: Path, browser: Chrome, kind: tuple[str, str]) -> None:
+    path = report.build(eight(tmp_path, kind, data={"dataset": "imagenet_v2", "root": "/d"}))
+    browser.get_log("browser")
+    found = opened(browser, path, NARROW, "dark")
+    assert found["over"] <= 0
+    assert found["drawn"] == found["plots"] == 7
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("width", [NARROW, WIDE])

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import fake_run
 import numpy as np
-import polars as pl
 import pytest
 from scipy import stats as scipy_stats
 
-from comkd_ray import results, stats
+from comkd_ray import stats
 
 DIFFERENCES = [0.8, 0.3, -0.2, 0.9, 0.4]
-
-
-def rows(run: Path, arms: list[tuple[fake_run.Row, list[fake_run.Row]]]) -> pl.DataFrame:
-    return results.read_arms(fake_run.write(run, arms))
 
 
 def test_estimate_is_the_t_interval_of_scipy() -> None:
@@ -84,88 +77,6 @@ def test_holm_by_hand() -> None:
     assert stats.holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
     assert stats.holm([]) == []
-
-
-def test_best_arm_has_full_budget_and_highest_validation_score(tmp_path: Path) -> None:
-    arms = rows(tmp_path, fake_run.searched_arms())
-    shift = pl.when(pl.col("status") == "pruned").then(99.0).otherwise("val_harmonic_mean")
-    best = stats.best_arm(arms.with_columns(val_harmonic_mean=shift))
-    assert best is not None
-    complete = arms.filter(pl.col("status") == "complete")
-    assert best["val_harmonic_mean"] == complete["val_harmonic_mean"].max()
-
-
-def test_best_arm_of_equals_is_the_first_asked(tmp_path: Path) -> None:
-    arms = rows(tmp_path, fake_run.grid_arms(2)).with_columns(val_harmonic_mean=70.0)
-    best = stats.best_arm(arms.sample(fraction=1.0, shuffle=True, seed=3))
-    assert best is not None
-    assert best["number"] == 0
-
-
-def test_no_best_arm_among_failed(tmp_path: Path) -> None:
-    arms = rows(tmp_path, [fake_run.arm(n, fake_run.drawn(n), "failed") for n in range(3)])
-    assert stats.best_arm(arms) is None
-    assert stats.searched_keys(arms) == sorted({k for n in range(3) for k in fake_run.drawn(n)})
-
-
-def test_seeds_are_paired(tmp_path: Path) -> None:
-    """The difference of a seed is the difference of its two rows."""
-    arms = rows(tmp_path, fake_run.grid_arms(5))
-    pairs = {pair.cell: pair for pair in stats.paired_by_seed(arms)}
-    assert set(pairs) == set(stats.CELLS) - {stats.BOTH_OFF}
-    both = stats.in_cell(arms, (True, True)).sort("seed")["test_harmonic_mean"]
-    off = stats.in_cell(arms, stats.BOTH_OFF).sort("seed")["test_harmonic_mean"]
-    assert pairs[True, True].seeds == (1, 2, 3, 4, 5)
-    assert pairs[True, True].differences == pytest.approx((both - off).to_list())
-    assert pairs[True, True].smallest_p == 0.0625
-    assert not pairs[True, True].decidable  # 3 comparisons * 0.0625 is above 0.05
-
-
-def test_missing_half_leaves_its_pair_out(tmp_path: Path) -> None:
-    arms = rows(tmp_path, fake_run.grid_arms(3))
-    first = (pl.col("seed") == 1) & ~pl.col(stats.IFALIGN) & ~pl.col(stats.EDU_ATTENTION)
-    broken = arms.with_columns(status=pl.when(first).then(pl.lit("failed")).otherwise("status"))
-    assert [pair.seeds for pair in stats.paired_by_seed(broken)] == [(2, 3)] * 3
-
-
-def test_other_searched_keys_are_matched_and_conditional_ones_averaged(tmp_path: Path) -> None:
-    """Per seed, two temperatures are matched; two scales, only under EduAttention, averaged."""
-    arms: list[tuple[fake_run.Row, list[fake_run.Row]]] = []
-    for seed in (1, 2):
-        for temperature in (1.0, 4.0):
-            for scale in (None, 1.0, 4.0):
-                point: fake_run.Row = {
-                    "student.ifalign": False,
-                    "student.edu_attention": scale is not None,
-                    "loss.temperature": temperature,
-                    "train.seed": seed,
-                }
-                point |= {} if scale is None else {"student.attention_scale": scale}
-                row, epochs = fake_run.arm(len(arms), point)
-                row["test_harmonic_mean"] = 70 + 10 * temperature + seed * (scale or 0)
-                arms.append((row, epochs))
-    (pair,) = stats.paired_by_seed(rows(tmp_path, arms))
-    assert pair.cell == (False, True)
-    assert pair.differences == pytest.approx((2.5, 5.0))  # seed times the mean of 1 and 4
-
-
-def test_seven_equal_signs_are_decidable(tmp_path: Path) -> None:
-    arms = rows(tmp_path, fake_run.grid_arms(7)).with_columns(
-        test_harmonic_mean=70.0 + 0.1 * pl.col("seed") + pl.col(stats.IFALIGN)
-    )
-    verdicts = {pair.cell: stats.verdict(pair) for pair in stats.paired_by_seed(arms)}
-    assert verdicts[True, False] == "above"
-    assert verdicts[False, True] == "not decidable"  # all differences are 0
-
-
-def test_what_is_a_seeded_grid(tmp_path: Path) -> None:
-    grid = rows(tmp_path / "grid", fake_run.grid_arms(3))
-    tpe = rows(tmp_path / "tpe", fake_run.searched_arms())
-    assert stats.is_seeded_grid(grid, "grid")
-    assert stats.is_seeded_grid(grid, None)
-    assert not stats.is_seeded_grid(grid, "tpe")
-    assert not stats.is_seeded_grid(grid.head(11), None)
-    assert not stats.is_seeded_grid(tpe, "grid")
 
 
 def test_pareto_by_hand() -> None:

@@ -1,0 +1,134 @@
+"""The sections of the report that are led by a figure, with the words that say how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import plotly.graph_objects as go
+
+from comkd_ray import cost_plots, plots, search_plots
+from comkd_ray.arms import METHODS, has_modules, searched_keys
+from comkd_ray.figure import NoFigure
+from comkd_ray.findings import Findings
+from comkd_ray.markup import Html, join, paragraph, tag
+from comkd_ray.report_facts import cost_lines
+from comkd_ray.report_tables import module_table, paired_tables, titled
+from comkd_ray.run import Run
+
+Section = tuple[str, str, Html]
+"""Identifier, title, content."""
+
+
+def figure(
+    ident: str, make: Callable[[], go.Figure], caption: object, warning: str = "", columns: int = 0
+) -> Html:
+    """A figure with its data embedded, or the one line why there is none.
+
+    `warning` stands above it; `columns` > 0 keeps that many columns readable: the figure scrolls
+    sideways in its own box.
+    """
+    try:
+        data = make().to_json().replace("<", "\\u003c")
+    except NoFigure as reason:
+        return paragraph(str(reason), class_="none")
+    width = f"min-width: {columns * 6.6:.0f}rem" if columns else ""
+    spec = Html(f'<script type="application/json">{data}</script>')
+    plot = tag("div", spec, class_="plot", id=f"plot-{ident}", style=width)
+    above = paragraph(warning, class_="warned") if warning else ""
+    return tag("figure", above, tag("div", plot, class_="scroll"), tag("figcaption", caption))
+
+
+def search_sections(run: Run) -> list[Section]:
+    """History, parallel coordinates, importance."""
+    space = run.study.search.space if run.study is not None else {}
+    arms, scores = run.arms, run.scores
+    axes = len(searched_keys(arms)) + 1
+    history = figure(
+        "history",
+        lambda: search_plots.history_plot(search_plots.history_info(arms, space)),
+        f"{scores.objective}, by which arms are chosen, in the order in which the search asked for "
+        "the arms. Hollow arms left early, with a smaller budget; they never count as best.",
+        scores.warning,
+    )
+    parallel = figure(
+        "parallel",
+        lambda: search_plots.parallel_plot(search_plots.parallel_info(arms, space)),
+        "Full-budget arms, one line each: the stronger and bluer, the higher its score. "
+        "\u201cNone\u201d marks a key that is not searched under the other values of the arm.",
+        scores.warning,
+        columns=axes,
+    )
+    importance = figure(
+        "importance",
+        lambda: search_plots.importance_plot(search_plots.importance_info(arms, space)),
+        f"How far each key separates the best full-budget arms by {scores.objective} from the rest "
+        "(PED-ANOVA). This is no ablation verdict: it depends on the ranges searched and on where the "
+        "sampler looked, and a module that helps everywhere by half a point can rank last. See the "
+        "modules below.",
+        scores.warning,
+    )
+    return [
+        ("history", "Search history", history),
+        ("parallel", "Parallel coordinates", parallel),
+        ("importance", "Importance", importance),
+    ]
+
+
+def modules_section(run: Run, found: Findings) -> Section:
+    """The 2x2, and what differs by seed."""
+    drawn = figure(
+        "modules",
+        lambda: plots.modules_plot(plots.modules_info(run.arms)),
+        "Every arm is a point; the bar is the mean of the full-budget arms with its 95 % "
+        "t-interval (ddof = 1)." + " Test labels took no part in the search." * (not run.scores.on_test),
+        run.scores.warning,
+    )
+    parts: list[Html] = [drawn]
+    if found.best is not None and has_modules(run.arms):
+        parts += [titled("All full-budget arms by module", run.scores), module_table(run.arms)]
+    if found.paired:
+        title = f"Paired by seed: each method minus {METHODS[found.baseline]}"
+        parts += [titled(title, run.scores), paired_tables(found.paired, run.scores)]
+    elif found.best is not None:
+        parts.append(
+            paragraph(
+                "The arms of these cells were chosen by the search: cells are not balanced and "
+                "their other values differ, so a difference between means is no effect of a "
+                "module. A grid with train.seed in its space gives paired differences here.",
+                class_="caution",
+            )
+        )
+    return "modules", "IFAlign \u00d7 EduAttention", join(parts)
+
+
+def method_sections(run: Run) -> list[Section]:
+    """Learning curves; accuracy and size."""
+    curves = figure(
+        "curves",
+        lambda: plots.curves_plot(plots.curves_info(run.arms, run.epochs)),
+        "One line an arm; pruned arms end early. The loss is a sum of weighted terms, so arms with "
+        "other loss weights or temperatures cannot be compared by it.",
+        run.scores.warning,
+    )
+    size = figure(
+        "size",
+        lambda: cost_plots.size_plot(cost_plots.size_info(run.arms)),
+        "Full-budget arms against the parameters they train and those that run at inference (image "
+        "tower, prompts, projector, EduAttention). Zero-shot stands at total minus trainable. The "
+        "front is drawn after the search, on test scores, to describe; it chose nothing.",
+        run.scores.warning,
+    )
+    return [("curves", "Learning curves", curves), ("size", "Accuracy and size", size)]
+
+
+def cost_section(run: Run) -> Section:
+    """What arms and stages took."""
+    stages = run.provenance.get("stages") or {}
+    drawn = figure(
+        "cost",
+        lambda: cost_plots.cost_plot(cost_plots.cost_info(run.arms, stages)),
+        "Above, wall time of each arm: its share of the cohort it trained in. Below, wall time of "
+        "each stage.",
+    )
+    lines = [paragraph(line) for line in cost_lines(run.arms, run.provenance)]
+    return "cost", "Cost", join([*lines, drawn])
