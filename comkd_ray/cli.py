@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from comkd_ray import __version__
+from comkd_ray.cli_bench import bench
 from comkd_ray.cli_data import data
 from comkd_ray.cli_teacher import teacher
 from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED, plain_errors
@@ -146,6 +147,7 @@ def report(run: Path, markdown: bool) -> None:
     click.echo(build(run))
 
 
+main.add_command(bench)
 main.add_command(data)
 main.add_command(teacher)
 

@@ -108,11 +108,21 @@ ALLOWED = {
     " search_space study_file | open_clip torch",
     "study_run": "ablation cache cluster config data.datasets errors material optuna_search prepare progress"
     " plan protocols provenance ray_train report results study_file tune weights |",
+    # measuring
+    "bench_files": "bank data.views material | torch torchvision",
+    "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim prepare"
+    " prompts protocols stage_one student study_file teacher | torch",
+    "bench_step": "bank bench_files cohort config data.datasets losses material models prompts provenance"
+    " search_space stage_one student study_file teacher | torch",
+    "bench_table": "config |",
+    "bench_sweep": "bank bench_table config errors material prepare progress protocols provenance results"
+    " search_space study_file | torch",
     "exits": "errors |",
+    "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ arms cli_data cli_teacher cluster exits markdown plan progress report run study_file"
-    " study_run |",
+    "cli": "__init__ arms cli_bench cli_data cli_teacher cluster exits markdown plan progress report run"
+    " study_file study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "arms", "pairing", "variants", "run", "reference_rows", "published", "published_gap",
