@@ -1,5 +1,5 @@
 """What the `arms` table says: by which score arms are chosen and judged, which method each one is,
-which is best, and what differs between methods, paired by seed.
+and which is best.
 
 A method is what an arm has on: learnable prompts, IFAlign, EduAttention. With prompts and no module
 it is PromptKD; without all three only the projector is trained (PAPER 4.34, 7.2).
@@ -15,11 +15,11 @@ import polars as pl
 from comkd_ray.errors import UserError
 from comkd_ray.protocols import OBJECTIVE, PROTOCOLS, Protocol
 from comkd_ray.search_space import Scalar
-from comkd_ray.stats import Estimate, estimate, holm, sign_flip_p, smallest_p
 
 Row = dict[str, Any]
 
 PROMPTS, IFALIGN, EDU_ATTENTION = "student.prompt_length", "student.ifalign", "student.edu_attention"
+METHOD_KEYS = frozenset((PROMPTS, IFALIGN, EDU_ATTENTION))
 SEED = "train.seed"
 
 Method = tuple[bool, bool, bool]
@@ -177,82 +177,3 @@ def module_cells(arms: pl.DataFrame) -> list[Method]:
 def method_values(arms: pl.DataFrame, method: Method, score: str) -> list[float]:
     """Values of `score` (percent) of the full-budget arms of a method, without nulls."""
     return [float(value) for value in of_method(full_budget(arms), method)[score].drop_nulls()]
-
-
-class Paired(NamedTuple):
-    """A method minus another, seed by seed, in points of a score."""
-
-    method: Method
-    baseline: Method
-    seeds: tuple[int, ...]
-    differences: tuple[float, ...]
-    estimate: Estimate
-    p: float
-    smallest_p: float
-    p_holm: float
-    decidable: bool
-    """Whether this n could have reached p < 0.05 after Holm's correction at all."""
-
-
-def is_seeded_grid(arms: pl.DataFrame, sampler: str | None) -> bool:
-    """Whether arms can be paired by seed: a grid whose searched keys include train.seed.
-
-    `sampler` is search.sampler of the study, or None where the study file is gone: then rows that
-    fill seeds x methods without holes count as a grid.
-    """
-    if not has_modules(arms) or SEED not in searched_keys(arms) or arms["seed"].n_unique() < 2:
-        return False
-    if sampler is not None:
-        return sampler == "grid"
-    method = [(pl.col(PROMPTS) > 0).alias("prompts"), pl.col(IFALIGN), pl.col(EDU_ATTENTION)]
-    filled = arms.select("seed", *method).unique()
-    return len(filled) == filled["seed"].n_unique() * len(filled.select(pl.exclude("seed")).unique())
-
-
-def paired_by_seed(arms: pl.DataFrame, score: str) -> list[Paired]:
-    """Projector only, and each module of the 2x2, minus both modules off in `score`, by seed.
-
-    Arms are matched on the seed and on every other key that all arms searched; what only some
-    searched (attention_scale needs EduAttention) is averaged within a match, and matches are
-    averaged within a seed, because two arms of one seed are not independent. Pairs with a missing
-    half are left out. p values are adjusted over the methods compared.
-    """
-    rows = full_budget(arms).drop_nulls([score])
-    baseline, *others = module_cells(arms)
-    if baseline != PROJECTOR_ONLY:
-        others.insert(0, PROJECTOR_ONLY)
-    found = []
-    for method in others:
-        pairs = _differences(rows, method, baseline, score)
-        if len(pairs):
-            found.append((method, tuple(pairs["seed"]), tuple(pairs["difference"])))
-    p_values = [sign_flip_p(differences) for _, _, differences in found]
-    paired = []
-    for (method, seeds, values), p, p_holm in zip(found, p_values, holm(p_values), strict=True):
-        mean = estimate(values)
-        assert mean is not None
-        reach = smallest_p(len(values))
-        decidable = reach * len(found) < 0.05
-        paired.append(Paired(method, baseline, seeds, values, mean, p, reach, p_holm, decidable))
-    return paired
-
-
-def _differences(rows: pl.DataFrame, method: Method, baseline: Method, score: str) -> pl.DataFrame:
-    """`seed`, `difference`: method minus baseline, one row a seed that has both."""
-    searched = [set(keys or ()) for keys in rows["searched"].to_list()]
-    common = set.intersection(*searched) if searched else set()
-    told_apart = {IFALIGN, EDU_ATTENTION, SEED} | ({PROMPTS} if method[0] != baseline[0] else set())
-    match = ["seed", *sorted(common - told_apart)]
-    ours, theirs = (
-        of_method(rows, each).group_by(match).agg(pl.col(score).mean()) for each in (method, baseline)
-    )
-    pairs = ours.join(theirs, on=match, suffix="_off", nulls_equal=True)
-    pairs = pairs.with_columns(difference=pl.col(score) - pl.col(f"{score}_off"))
-    return pairs.group_by("seed").agg(pl.col("difference").mean()).sort("seed")
-
-
-def verdict(pair: Paired) -> str:
-    """A paired difference at Holm-adjusted p < 0.05: above, below, or not decidable."""
-    if pair.p_holm >= 0.05:
-        return "not decidable"
-    return "above" if pair.estimate.mean > 0 else "below"

@@ -11,6 +11,7 @@ import click
 
 from comkd_ray import __version__
 from comkd_ray.cli_bank import bank
+from comkd_ray.cli_bench import bench
 from comkd_ray.cli_data import data
 from comkd_ray.cli_teacher import teacher
 from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED, plain_errors
@@ -149,6 +150,7 @@ def report(run: Path, markdown: bool) -> None:
 
 
 main.add_command(bank)
+main.add_command(bench)
 main.add_command(data)
 main.add_command(teacher)
 

@@ -13,23 +13,21 @@ import polars as pl
 
 from comkd_ray.arms import (
     METHODS,
+    PROJECTOR_ONLY,
     PROMPTKD,
     SEED,
     Method,
-    Paired,
     Row,
     Scores,
     best_arm,
     full_budget,
     has_modules,
-    is_seeded_grid,
     module_cells,
     of_method,
-    paired_by_seed,
     scores_of,
     searched_keys,
-    verdict,
 )
+from comkd_ray.pairing import Paired, is_seeded_grid, paired_by_seed, verdict
 from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.reference_rows import REFERENCES
 from comkd_ray.words import counted, percent, signed
@@ -67,12 +65,12 @@ class Findings(NamedTuple):
     """The best full-budget arm of the baseline, the best arm itself if that is one."""
     off_arms: int
     paired: list[Paired]
-    """By seed, where the study is a grid with seeds; else []."""
+    """By seed, where the study is a grid or a list with seeds; else []."""
     seed_searched: bool
 
 
-def findings(arms: pl.DataFrame, sampler: str | None = None) -> Findings:
-    """Sum up the `arms` table. `sampler` is search.sampler, None where the study file is gone."""
+def findings(arms: pl.DataFrame, enumerated: bool | None = None) -> Findings:
+    """Sum up the `arms` table. `enumerated` is search.is_enumerated, None where the study file is gone."""
     scores = scores_of(arms)
     counts = {status: len(rows) for (status,), rows in arms.group_by("status")}
     best = best_arm(arms)
@@ -90,7 +88,7 @@ def findings(arms: pl.DataFrame, sampler: str | None = None) -> Findings:
         baseline=baseline,
         off=best_off,
         off_arms=len(full_budget(off)),
-        paired=paired_by_seed(arms, scores.headline) if is_seeded_grid(arms, sampler) else [],
+        paired=paired_by_seed(arms, scores.headline) if is_seeded_grid(arms, enumerated) else [],
         seed_searched=SEED in searched_keys(arms),
     )
 
@@ -165,7 +163,7 @@ def _modules(found: Findings, best: Row) -> list[str]:
     """What may be said about IFAlign and EduAttention."""
     baseline = METHODS[found.baseline]
     if found.paired:
-        modules = [pair for pair in found.paired if pair.method[0] == found.baseline[0]]
+        modules = [pair for pair in found.paired if pair.name != METHODS[PROJECTOR_ONLY]]
         return [_paired_sentence(pair) for pair in modules]
     if found.off is None:
         return [
@@ -188,8 +186,7 @@ def _modules(found: Findings, best: Row) -> list[str]:
 
 def _paired_sentence(pair: Paired) -> str:
     mean, n = pair.estimate, pair.estimate.n
-    name = METHODS[pair.method]
-    text = f"{name[0].upper()}{name[1:]} minus {METHODS[pair.baseline]}, paired by seed (n = {n}): "
+    text = f"{pair.name[0].upper()}{pair.name[1:]} minus {pair.baseline}, paired by seed (n = {n}): "
     text += f"{signed(mean.mean, 2)} points"
     if mean.low is None:
         return f"{text}. One pair has no spread: not decidable."

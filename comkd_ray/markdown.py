@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from comkd_ray.arms import is_seeded_grid, paired_by_seed
+from comkd_ray.pairing import is_seeded_grid, paired_by_seed
 from comkd_ray.published_gap import comparison
 from comkd_ray.reference_rows import reference_rows, remarks
 from comkd_ray.run import Run
-from comkd_ray.tables import Table, paired_table, published_table, reference_table
+from comkd_ray.tables import (
+    Table,
+    paired_note,
+    paired_table,
+    published_table,
+    reference_table,
+    variants_notes,
+    variants_table,
+)
+from comkd_ray.variants import variants
 
 
 def tables(run: Run) -> str:
-    """What was tested on what, the eight rows, differences paired by seed, and the published numbers."""
+    """What was tested on what, the eight rows, variants, methods paired by seed, and published numbers."""
     rows = reference_rows(run.arms, run.study)
     parts = ["\n".join(f"- {what}: {words}" for what, words in run.explained())]
     if run.scores.warning:
         parts.append(f"**All scores of arms: {run.scores.warning}.**")
     parts += [_table(reference_table(rows, run.scores)), *remarks(run.arms, run.study, rows)]
-    if is_seeded_grid(run.arms, run.sampler):
-        parts.append(_table(paired_table(paired_by_seed(run.arms, run.scores.headline), run.scores)))
+    parts += _differences(run)
     found = comparison(run.study, run.images.get("test"), rows)
     if found.gaps:
         parts.append(_table(published_table(found.gaps, run.scores)))
     return "\n\n".join([*parts, *found.words])
+
+
+def _differences(run: Run) -> list[str]:
+    """Variants against the first, methods against the 2x2's both-off, and how to read both."""
+    arms, scores, parts = run.arms, run.scores, []
+    if (found := variants(arms, run.enumerated)) is not None:
+        parts += [_table(variants_table(found, scores)), *variants_notes(found, scores)]
+    paired = paired_by_seed(arms, scores.headline) if is_seeded_grid(arms, run.enumerated) else []
+    if paired:
+        parts.append(_table(paired_table(paired, scores)))
+    return [*parts, paired_note(scores)] if parts else []
 
 
 def _table(table: Table) -> str:

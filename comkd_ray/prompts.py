@@ -72,17 +72,33 @@ def encode_embedded(clip: Clip, embedded: Tensor, prompts: Tensor) -> Tensor:
     arms, depth, length, width = prompts.shape
     batch, tokens = embedded.shape[1], embedded.shape[2]
     x = embedded.expand(arms, batch, tokens, width).reshape(arms * batch, tokens, width)
-    for layer, block in enumerate(visual.transformer.resblocks):  # type: ignore[union-attr,arg-type]
+    blocks = visual.transformer.resblocks  # type: ignore[union-attr]
+    for layer, block in enumerate(blocks):  # type: ignore[arg-type]
         if layer < depth:
             fresh = prompts[:, layer, None].expand(arms, batch, length, width)
             fresh = fresh.reshape(arms * batch, length, width)
             if layer == 0:
                 fresh = visual.ln_pre(fresh)  # type: ignore[operator]
             x = torch.cat([x[:, :tokens], fresh.to(x.dtype)], dim=1)
-        x = block(x)
+        last = layer == len(blocks) - 1  # type: ignore[arg-type]
+        x = _class_token(block, x) if last and _reads_class_token(visual, block) else block(x)
     pooled, _ = visual._pool(x[:, :tokens])  # type: ignore[operator]
     features = pooled @ visual.proj if visual.proj is not None else pooled
     return features.reshape(arms, batch, -1)  # type: ignore[no-any-return]
+
+
+def _reads_class_token(visual: nn.Module, block: nn.Module) -> bool:
+    """Whether the tower's feature is its class token alone, and its block one that can be taken apart."""
+    from open_clip.transformer import ResidualAttentionBlock
+
+    return visual.attn_pool is None and visual.pool_type == "tok" and type(block) is ResidualAttentionBlock
+
+
+def _class_token(block: nn.Module, x: Tensor) -> Tensor:
+    """A tower's last block `[N, T, W]` -> `[N, 1, W]` for its class token: nothing reads the others."""
+    normed = block.ln_1(x)  # type: ignore[operator]
+    x = x[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))  # type: ignore[operator]
+    return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[operator,no-any-return]
 
 
 @dataclass(frozen=True)

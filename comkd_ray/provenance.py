@@ -79,9 +79,18 @@ def command() -> str:
 
 def tree_memory() -> int:
     """Bytes that this process and its descendants hold, shared pages counted once (PSS)."""
+    return memory_of(os.getpid())
+
+
+def memory_of(pid: int) -> int:
+    """Bytes that a process and its descendants hold, shared pages counted once (PSS); 0 if it is gone."""
     total = 0
-    here = psutil.Process()
-    for process in [here, *here.children(recursive=True)]:
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    for process in family:
         try:
             full = process.memory_full_info()
             total += getattr(full, "pss", full.rss)

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import polars as pl
 
 from comkd_ray.arms import (
-    EDU_ATTENTION,
-    IFALIGN,
+    METHOD_KEYS,
     METHODS,
     PROJECTOR_ONLY,
     PROMPTKD,
@@ -91,7 +90,7 @@ def reference_rows(arms: pl.DataFrame, study: Study | None) -> list[ReferenceRow
 
 def other_keys(arms: pl.DataFrame) -> list[str]:
     """Searched keys that neither set the method nor the seed."""
-    return [k for k in searched_keys(arms) if k not in (PROMPTS, IFALIGN, EDU_ATTENTION, SEED)]
+    return [key for key in searched_keys(arms) if key not in METHOD_KEYS | {SEED}]
 
 
 def at_own_values(arms: pl.DataFrame, study: Study | None) -> pl.DataFrame:
@@ -105,7 +104,7 @@ def at_own_values(arms: pl.DataFrame, study: Study | None) -> pl.DataFrame:
     kept = []
     for row in arms.iter_rows(named=True):
         searched = row["searched"] or ()
-        others = [key for key in searched if key not in (PROMPTS, IFALIGN, EDU_ATTENTION, SEED)]
+        others = [key for key in searched if key not in METHOD_KEYS | {SEED}]
         equal = all(key in own and is_same(row[key], own[key]) for key in others)
         kept.append(equal and (row.get(PROMPTS) in (0, length) or not length))
     return arms.filter(pl.Series(kept, dtype=pl.Boolean))

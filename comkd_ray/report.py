@@ -30,7 +30,15 @@ from comkd_ray.report_figures import (
 from comkd_ray.report_tables import compared_table, explained_table, plain_table, tiles, titled, top_table
 from comkd_ray.results import write_atomic
 from comkd_ray.run import Run, read
-from comkd_ray.tables import ablation_table, published_table, reference_table
+from comkd_ray.tables import (
+    ablation_table,
+    paired_note,
+    published_table,
+    reference_table,
+    variants_notes,
+    variants_table,
+)
+from comkd_ray.variants import variants
 from comkd_ray.words import DASH
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -45,10 +53,11 @@ def build(run: Path) -> Path:
 
 def page(run: Run) -> str:
     """The whole document."""
-    found, rows = findings(run.arms, run.sampler), reference_rows(run.arms, run.study)
+    found, rows = findings(run.arms, run.enumerated), reference_rows(run.arms, run.study)
     sections = [
         _headline(run, found),
         _references(run, rows),
+        *_variants(run),
         _published(run, rows),
         *search_sections(run),
         modules_section(run, found),
@@ -136,6 +145,18 @@ def _references(run: Run, rows: list[ReferenceRow]) -> Section:
     shown = plain_table(reference_table(rows, run.scores))
     content = join([titled("One study, from zero-shot to ComKD-CLIP", run.scores), shown, *lines])
     return "references", "Reference rows", content
+
+
+def _variants(run: Run) -> list[Section]:
+    """Every setting of a grid or a list, where the 2x2 and the reference rows do not say it already."""
+    found = variants(run.arms, run.enumerated)
+    if found is None:
+        return []
+    notes = [*variants_notes(found, run.scores), paired_note(run.scores)]
+    lines = [paragraph(line, class_="caution") for line in notes]
+    shown = plain_table(variants_table(found, run.scores))
+    content = join([titled(f"{len(found.rows)} variants", run.scores), shown, *lines])
+    return [("variants", "Variants", content)]
 
 
 def _published(run: Run, rows: list[ReferenceRow]) -> Section:

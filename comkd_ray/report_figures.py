@@ -7,13 +7,15 @@ from collections.abc import Callable
 import plotly.graph_objects as go
 
 from comkd_ray import cost_plots, plots, search_plots
-from comkd_ray.arms import METHODS, has_modules, searched_keys
+from comkd_ray.arms import METHODS, full_budget, has_modules, module_cells, of_method, searched_keys
 from comkd_ray.figure import NoFigure
 from comkd_ray.findings import Findings
 from comkd_ray.markup import Html, join, paragraph, tag
+from comkd_ray.reference_rows import at_own_values, other_keys
 from comkd_ray.report_facts import cost_lines
 from comkd_ray.report_tables import module_table, paired_tables, titled
 from comkd_ray.run import Run
+from comkd_ray.variants import variants
 
 Section = tuple[str, str, Html]
 """Identifier, title, content."""
@@ -75,30 +77,51 @@ def search_sections(run: Run) -> list[Section]:
 
 
 def modules_section(run: Run, found: Findings) -> Section:
-    """The 2x2, and what differs by seed."""
+    """The 2x2, and what differs by seed.
+
+    In a grid or a list that searched more than methods and seeds, the four cells hold the arms at the
+    study file's own values alone: variants of one method are not one sample.
+    """
+    has_variants = variants(run.arms, run.enumerated) is not None
+    arms = at_own_values(run.arms, run.study) if has_variants else run.arms
     drawn = figure(
         "modules",
-        lambda: plots.modules_plot(plots.modules_info(run.arms)),
+        lambda: plots.modules_plot(plots.modules_info(arms)),
         "Every arm is a point; the bar is the mean of the full-budget arms with its 95 % "
         "t-interval (ddof = 1)." + " Test labels took no part in the search." * (not run.scores.on_test),
         run.scores.warning,
     )
     parts: list[Html] = [drawn]
-    if found.best is not None and has_modules(run.arms):
-        parts += [titled("All full-budget arms by module", run.scores), module_table(run.arms)]
+    if has_variants:
+        parts.insert(0, paragraph(_OWN_VALUES, class_="caution"))
+    elif run.enumerated is None and found.paired and (others := other_keys(arms)):
+        parts.append(paragraph(f"Each cell pools arms of every {', '.join(others)}.", class_="caution"))
+    full = full_budget(arms)
+    if has_modules(arms) and sum(len(of_method(full, cell)) > 0 for cell in module_cells(arms)) > 1:
+        title = "Full-budget arms at the study file's own values" if has_variants else "All full-budget arms"
+        parts += [titled(f"{title} by module", run.scores), module_table(arms)]
     if found.paired:
         title = f"Paired by seed: each method minus {METHODS[found.baseline]}"
         parts += [titled(title, run.scores), paired_tables(found.paired, run.scores)]
     elif found.best is not None:
-        parts.append(
-            paragraph(
-                "The arms of these cells were chosen by the search: cells are not balanced and "
-                "their other values differ, so a difference between means is no effect of a "
-                "module. A grid with train.seed in its space gives paired differences here.",
-                class_="caution",
-            )
-        )
+        parts.append(paragraph(_UNPAIRED if run.enumerated else _UNBALANCED, class_="caution"))
     return "modules", "IFAlign \u00d7 EduAttention", join(parts)
+
+
+_OWN_VALUES = (
+    "The cells hold only arms at the study file's own values, so that they differ by their modules alone; "
+    "all others stand under Variants. Paired differences, where there are any, hold every arm that has a "
+    "match with the same other values, averaged within a seed."
+)
+_UNBALANCED = (
+    "The arms of these cells were chosen by the search: cells are not balanced and their other values "
+    "differ, so a difference between means is no effect of a module. A grid with train.seed in its space "
+    "gives paired differences here."
+)
+_UNPAIRED = (
+    "Nothing is paired by seed here: that takes full-budget arms of two methods with equal other values, "
+    "one with both modules off, and train.seed in search.space."
+)
 
 
 def method_sections(run: Run) -> list[Section]:

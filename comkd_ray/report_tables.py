@@ -9,7 +9,6 @@ import polars as pl
 
 from comkd_ray.arms import (
     METHODS,
-    Paired,
     Scores,
     method_values,
     module_cells,
@@ -19,9 +18,10 @@ from comkd_ray.arms import (
 )
 from comkd_ray.findings import NAMED, Compared, Findings
 from comkd_ray.markup import Html, breakable, join, paragraph, table, tag
+from comkd_ray.pairing import Paired
 from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.stats import estimate
-from comkd_ray.tables import INTERVAL, Table, interval, paired_table, spread
+from comkd_ray.tables import INTERVAL, Table, interval, paired_note, paired_table, spread
 from comkd_ray.words import count, duration, gap, percent, plain, shown
 
 TOP = 8
@@ -105,11 +105,5 @@ def module_table(arms: pl.DataFrame) -> Html:
 
 def paired_tables(paired: Sequence[Paired], scores: Scores) -> Html:
     """Differences by seed with what the design could have shown, and how to read them."""
-    note = (
-        f"Points of {scores.headline}, one difference a seed; other searched values are matched. "
-        "p is the exact two-sided sign-flip test; \u201csmallest p\u201d is 2 / 2\u207f, the least this "
-        "n can reach whatever the data. The verdict is at Holm-adjusted p < 0.05 over these rows. Seeds "
-        "vary the student's start and the order of images, not the teacher and not the split: the "
-        "intervals cover no more than that."
-    )
+    note = paired_note(scores)
     return join([plain_table(paired_table(paired, scores)), paragraph(note, class_="caution")])

@@ -37,9 +37,9 @@ class Run(NamedTuple):
     """What could not be read, a line each."""
 
     @property
-    def sampler(self) -> str | None:
-        """search.sampler, or None without a study file."""
-        return self.study.search.sampler if self.study is not None else None
+    def enumerated(self) -> bool | None:
+        """Whether all arms were known beforehand (a grid or a list); None without a study file."""
+        return self.study.search.is_enumerated if self.study is not None else None
 
     @property
     def images(self) -> dict[str, int]:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from comkd_ray.arms import METHODS, Paired, Scores, verdict
+from comkd_ray.arms import Scores
+from comkd_ray.pairing import Paired, verdict
 from comkd_ray.published import ABLATIONS, Value
 from comkd_ray.published_gap import Gap
 from comkd_ray.reference_rows import ReferenceRow
 from comkd_ray.stats import Estimate
-from comkd_ray.words import DASH, plain, signed
+from comkd_ray.variants import Variant, Variants
+from comkd_ray.words import DASH, counted, plain, signed
 
 INTERVAL = "95 % t-interval"
+_DIFFERENCE = [INTERVAL, "sign-flip p", "smallest p", "p (Holm)", "verdict"]
+VARIANTS = 60
+"""A longer list of variants is cut to its ENDS."""
+ENDS = 20
+"""Of a long list, so many of the best and of the worst variants are shown."""
 
 
 class Table(NamedTuple):
@@ -53,16 +60,72 @@ def reference_table(rows: Sequence[ReferenceRow], scores: Scores) -> Table:
 
 def paired_table(paired: Sequence[Paired], scores: Scores) -> Table:
     """Differences by seed in the headline score, with what the design could have shown."""
-    head = ["n", "mean", INTERVAL, "sign-flip p", "smallest p", "p (Holm)", "verdict"]
-    rows = []
-    for pair in paired:
-        n = pair.estimate.n
-        numbers = [f"{p:.3g}" for p in (pair.p, pair.smallest_p, pair.p_holm)]
-        words = verdict(pair) if pair.decidable else f"not decidable with n = {n}"
-        mean = signed(pair.estimate.mean, 2)
-        rows.append([METHODS[pair.method], str(n), mean, signed_interval(pair.estimate), *numbers, words])
-    baseline = METHODS[paired[0].baseline] if paired else ""
-    return Table([f"minus {baseline}, points of {scores.name}", *head], rows)
+    rows = [[pair.name, str(pair.estimate.n), *_difference(pair)] for pair in paired]
+    baseline = paired[0].baseline if paired else ""
+    return Table([f"minus {baseline}, points of {scores.name}", "n", "mean", *_DIFFERENCE], rows)
+
+
+def _difference(pair: Paired) -> list[str]:
+    """Mean, interval, three p values and the verdict."""
+    numbers = [f"{p:.3g}" for p in (pair.p, pair.smallest_p, pair.p_holm)]
+    words = verdict(pair) if pair.decidable else f"not decidable with n = {pair.estimate.n}"
+    return [signed(pair.estimate.mean, 2), signed_interval(pair.estimate), *numbers, words]
+
+
+def paired_note(scores: Scores) -> str:
+    """How differences by seed are to be read, of methods and of variants."""
+    return (
+        f"Differences: points of {scores.headline}, one a seed; of methods, at equal other searched values. "
+        "p is the exact two-sided sign-flip test; \u201csmallest p\u201d is 2 / 2\u207f, the least this "
+        "n can reach whatever the data. The verdict is at Holm-adjusted p < 0.05 over the rows of a table. "
+        "Seeds vary the student's start and the order of images, not the teacher and not the split: the "
+        "intervals cover no more than that."
+    )
+
+
+def variants_table(found: Variants, scores: Scores) -> Table:
+    """Scores of every variant, and its difference to the first by seed; only the ENDS of a long list."""
+    head = ["variant, test (%)", "n", *scores.names, f"range of {scores.names[-1]}", "best epoch"]
+    rows = [_variant(row) for row in _listed(found)]
+    return Table([*head, f"minus {found.rows[0].name}", *_DIFFERENCE], rows)
+
+
+def _variant(row: Variant) -> list[str]:
+    known = row.lowest is not None and row.highest is not None
+    ends = f"{row.lowest:.2f} to {row.highest:.2f}" if known else DASH
+    epoch = DASH if row.best_epoch is None else f"{row.best_epoch:g}"
+    cells = [row.name, str(row.n), *(spread(each) for each in row.estimates), ends, epoch]
+    if row.paired is None:
+        return cells + [DASH] * (1 + len(_DIFFERENCE))
+    mean, *others = _difference(row.paired)
+    pairs = row.paired.estimate.n
+    return [*cells, mean if pairs == row.n else f"{mean} (n = {pairs})", *others]
+
+
+def _listed(found: Variants) -> list[Variant]:
+    """All variants in the study's order; of more than VARIANTS the first, then the best and the worst."""
+    if len(found.rows) <= VARIANTS:
+        return found.rows
+    others = [row for row in found.ranked if row is not found.rows[0]]
+    return [found.rows[0], *others[:ENDS], *others[ENDS:][-ENDS:]]
+
+
+def variants_notes(found: Variants, scores: Scores) -> list[str]:
+    """What the rows are, and what is left out, a line each. `paired_note` belongs below them."""
+    first = ", ".join(f"{key} {value}" for key, value in found.first)
+    lines = [
+        "One row a setting of the searched values, its arms differ by seed alone; it is named by what "
+        f"differs from the first, {found.rows[0].name}, which has {first}. Mean \u00b1 sd (ddof = 1) over n "
+        "full-budget arms; the range is from the lowest arm to the highest, the best epoch the median; "
+        f"the difference is that to the first, paired by seed, in {scores.name}.",
+    ]
+    left = len(found.rows) - len(_listed(found))
+    if left:
+        lines.append(
+            f"{counted(left, 'more variant')} left out: after the first, only the {ENDS} best and the "
+            f"{ENDS} worst by {scores.name} are shown. Holm's correction counts all."
+        )
+    return lines
 
 
 def published_table(gaps: Sequence[Gap], scores: Scores) -> Table:

@@ -227,6 +227,15 @@ def rows_arms(tree: Row, seeds: int = 3) -> list[tuple[Row, list[Row]]]:
     return [arm(n, point, tree=tree) for n, point in enumerate(points)]
 
 
+def enumerated(name: str, seeds: int | None = None, **sections: Any) -> tuple[Row, list[Row]]:
+    """A study file that ships, a grid or a list: its tree, and the cells that it asks for."""
+    study = study_file.load(study_file.search_spaces() / f"{name}.yaml")
+    tree = {**study.model_dump(mode="json"), **sections}
+    if seeds is not None:
+        tree["search"]["space"]["train.seed"]["choice"] = list(range(1, seeds + 1))
+    return tree, study_file.cells(study_file.build(tree, name))
+
+
 def provenance(**changes: Any) -> Row:
     """What the command line records beside the tables."""
     return {

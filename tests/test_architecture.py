@@ -85,40 +85,52 @@ ALLOWED = {
     # report
     "stats": "| scipy",
     "words": "|",
-    "arms": "errors protocols search_space stats | polars",
+    "arms": "errors protocols search_space | polars",
+    "pairing": "arms stats | polars",
+    "variants": "arms pairing search_space stats words | polars",
     "run": "arms config errors protocols results study_file | polars",
     "reference_rows": "arms config search_space stats study_file words | polars",
     "published": "|",
     "published_gap": "config published reference_rows stats |",
-    "tables": "arms published published_gap reference_rows stats words |",
-    "markdown": "arms published_gap reference_rows run tables |",
+    "tables": "arms pairing published published_gap reference_rows stats variants words |",
+    "markdown": "pairing published_gap reference_rows run tables variants |",
     "figure": "arms words | plotly",
     "plots": "arms figure protocols stats | plotly polars",
     "cost_plots": "arms figure reference_rows stats | plotly polars",
     "search_plots": "arms figure protocols search_space | optuna plotly polars",
-    "findings": "arms protocols reference_rows words | polars",
-    "report_tables": "arms findings markup protocols stats tables words | polars",
+    "findings": "arms pairing protocols reference_rows words | polars",
+    "report_tables": "arms findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
-    "report_figures": "arms cost_plots figure findings markup plots report_facts report_tables run"
-    " search_plots | plotly",
+    "report_figures": "arms cost_plots figure findings markup plots reference_rows report_facts"
+    " report_tables run search_plots variants | plotly",
     "report": "findings markup published published_gap reference_rows report_facts report_figures"
-    " report_tables results run tables words | plotly",
+    " report_tables results run tables variants words | plotly",
     # top
     "plan": "config data.datasets data.folders data.splits errors material models prepare protocols"
     " search_space study_file | open_clip torch",
     "study_run": "ablation cache cluster config data.datasets errors material optuna_search prepare progress"
     " plan protocols provenance ray_train report results study_file tune weights |",
+    # measuring
+    "bench_files": "bank data.views material | torch torchvision",
+    "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim prepare"
+    " prompts protocols stage_one student study_file teacher | torch",
+    "bench_step": "bank bank_store bench_files cohort config data.datasets losses material models prompts"
+    " provenance search_space stage_one student study_file teacher | torch",
+    "bench_table": "config |",
+    "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
+    " results search_space study_file | torch",
     "exits": "errors |",
     "cli_bank": "bank_care cache cluster errors exits progress ray_train study_file |",
+    "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ arms cli_bank cli_data cli_teacher cluster exits markdown plan progress report run"
-    " study_file study_run |",
+    "cli": "__init__ arms cli_bank cli_bench cli_data cli_teacher cluster exits markdown plan progress report"
+    " run study_file study_run |",
 }
 REPORT_SIDE = (
-    "stats", "words", "arms", "run", "reference_rows", "published", "published_gap", "tables", "markdown",
-    "figure", "plots", "cost_plots", "search_plots", "findings", "markup", "report_tables", "report_facts",
-    "report_figures", "report", "results",
+    "stats", "words", "arms", "pairing", "variants", "run", "reference_rows", "published", "published_gap",
+    "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "findings", "markup",
+    "report_tables", "report_facts", "report_figures", "report", "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}
 

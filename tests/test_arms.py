@@ -13,9 +13,6 @@ from comkd_ray import results
 from comkd_ray.errors import UserError
 from comkd_ray.protocols import PROTOCOLS
 
-HM = "test_harmonic_mean"
-COMKD = (True, True, True)
-
 
 def rows(run: Path, arms: list[tuple[fake_run.Row, list[fake_run.Row]]]) -> pl.DataFrame:
     return results.read_arms(fake_run.write(run, arms))
@@ -43,66 +40,6 @@ def test_no_best_arm_among_failed(tmp_path: Path) -> None:
     assert arms_room.searched_keys(arms) == sorted({k for n in range(3) for k in fake_run.drawn(n)})
 
 
-def test_seeds_are_paired(tmp_path: Path) -> None:
-    """The difference of a seed is the difference of its two rows."""
-    arms = rows(tmp_path, fake_run.grid_arms(5))
-    pairs = {pair.method: pair for pair in arms_room.paired_by_seed(arms, HM)}
-    assert list(pairs) == arms_room.module_cells(arms)[1:]
-    both = arms_room.of_method(arms, COMKD).sort("seed")["test_harmonic_mean"]
-    off = arms_room.of_method(arms, arms_room.PROMPTKD).sort("seed")["test_harmonic_mean"]
-    assert pairs[COMKD].seeds == (1, 2, 3, 4, 5)
-    assert pairs[COMKD].differences == pytest.approx((both - off).to_list())
-    assert pairs[COMKD].smallest_p == 0.0625
-    assert not pairs[COMKD].decidable  # 3 comparisons * 0.0625 is above 0.05
-
-
-def test_missing_half_leaves_its_pair_out(tmp_path: Path) -> None:
-    arms = rows(tmp_path, fake_run.grid_arms(3))
-    first = (pl.col("seed") == 1) & ~pl.col(arms_room.IFALIGN) & ~pl.col(arms_room.EDU_ATTENTION)
-    broken = arms.with_columns(status=pl.when(first).then(pl.lit("failed")).otherwise("status"))
-    assert [pair.seeds for pair in arms_room.paired_by_seed(broken, HM)] == [(2, 3)] * 3
-
-
-def test_other_searched_keys_are_matched_and_conditional_ones_averaged(tmp_path: Path) -> None:
-    """Per seed, two temperatures are matched; two scales, only under EduAttention, averaged."""
-    arms: list[tuple[fake_run.Row, list[fake_run.Row]]] = []
-    for seed in (1, 2):
-        for temperature in (1.0, 4.0):
-            for scale in (None, 1.0, 4.0):
-                point: fake_run.Row = {
-                    "student.ifalign": False,
-                    "student.edu_attention": scale is not None,
-                    "loss.temperature": temperature,
-                    "train.seed": seed,
-                }
-                point |= {} if scale is None else {"student.attention_scale": scale}
-                row, epochs = fake_run.arm(len(arms), point)
-                row["test_harmonic_mean"] = 70 + 10 * temperature + seed * (scale or 0)
-                arms.append((row, epochs))
-    (pair,) = arms_room.paired_by_seed(rows(tmp_path, arms), HM)
-    assert pair.method == (True, False, True)
-    assert pair.differences == pytest.approx((2.5, 5.0))  # seed times the mean of 1 and 4
-
-
-def test_seven_equal_signs_are_decidable(tmp_path: Path) -> None:
-    arms = rows(tmp_path, fake_run.grid_arms(7)).with_columns(
-        test_harmonic_mean=70.0 + 0.1 * pl.col("seed") + pl.col(arms_room.IFALIGN)
-    )
-    verdicts = {pair.method: arms_room.verdict(pair) for pair in arms_room.paired_by_seed(arms, HM)}
-    assert verdicts[True, True, False] == "above"
-    assert verdicts[True, False, True] == "not decidable"  # all differences are 0
-
-
-def test_what_is_a_seeded_grid(tmp_path: Path) -> None:
-    grid = rows(tmp_path / "grid", fake_run.grid_arms(3))
-    tpe = rows(tmp_path / "tpe", fake_run.searched_arms())
-    assert arms_room.is_seeded_grid(grid, "grid")
-    assert arms_room.is_seeded_grid(grid, None)
-    assert not arms_room.is_seeded_grid(grid, "tpe")
-    assert not arms_room.is_seeded_grid(grid.head(11), None)
-    assert not arms_room.is_seeded_grid(tpe, "grid")
-
-
 # Projector only ---------------------------------------------------------------------------------
 
 
@@ -124,18 +61,6 @@ def test_projector_only_is_no_promptkd(eight: pl.DataFrame) -> None:
     assert arms_room.module_cells(eight)[0] == arms_room.PROMPTKD
 
 
-def test_projector_only_is_paired_with_promptkd_by_seed(eight: pl.DataFrame) -> None:
-    first, *others = arms_room.paired_by_seed(eight, HM)
-    assert (first.method, first.baseline) == (arms_room.PROJECTOR_ONLY, arms_room.PROMPTKD)
-    projector = arms_room.of_method(eight, arms_room.PROJECTOR_ONLY).sort("seed")[HM]
-    promptkd = arms_room.of_method(eight, arms_room.PROMPTKD).sort("seed")[HM]
-    assert first.differences == pytest.approx((projector - promptkd).to_list())
-    without = eight.filter(pl.col(arms_room.PROMPTS) > 0)
-    alone = arms_room.paired_by_seed(without, HM)
-    assert [pair.differences for pair in others] == [pair.differences for pair in alone]
-    assert [pair.method for pair in alone] == arms_room.module_cells(eight)[1:]
-
-
 def test_a_study_without_prompts_has_a_2x2_of_its_own(eight: pl.DataFrame) -> None:
     bare = eight.with_columns(pl.lit(0, dtype=pl.Int64).alias(arms_room.PROMPTS)).filter(
         pl.col("number") % 5 > 0
@@ -147,8 +72,6 @@ def test_a_study_without_prompts_has_a_2x2_of_its_own(eight: pl.DataFrame) -> No
         "projector + EduAttention",
         "ComKD-CLIP without prompts",
     ]
-    pairs = arms_room.paired_by_seed(bare, HM)
-    assert [(pair.method, pair.baseline) for pair in pairs] == [(cell, cells[0]) for cell in cells[1:]]
 
 
 # Scores -----------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def test_same_rows_give_the_same_file(study: Path) -> None:
 
 
 def test_headline_names_what_it_compares(study: Path) -> None:
-    found = findings(results.read_arms(study), "tpe")
+    found = findings(results.read_arms(study), False)
     lead, choice, modules = sentences(found)
     assert f"The best student is arm {found.best['arm']}" in lead  # type: ignore[index]
     assert "above the student zero-shot (71.9" in lead
@@ -90,7 +90,7 @@ def test_headline_names_what_it_compares(study: Path) -> None:
 
 def test_headline_of_a_grid_pairs_seeds(tmp_path: Path) -> None:
     folder = fake_run.write(tmp_path, fake_run.grid_arms(5), fake_run.study_tree(fake_run.GRID, "grid"))
-    lines = sentences(findings(results.read_arms(folder), "grid"))
+    lines = sentences(findings(results.read_arms(folder), True))
     assert "partly the luckiest seed" in lines[1]
     assert len(lines) == 5
     assert lines[4].startswith("ComKD-CLIP minus PromptKD, paired by seed (n = 5): ")

@@ -1,0 +1,232 @@
+"""The same arms in five ways, timed on one machine: `comkd-ray bench sweep`.
+
+    published           PromptKD's loop (baseline.py): both towers of the teacher in every step, JPEG
+                        decoding in a DataLoader with the number of workers that is best here, one
+                        process an arm
+    cached_text         the same, its text features computed once
+    one_by_one          `comkd-ray tune`, arms_per_trial: 1
+    cohorts             `comkd-ray tune`, the study's arms_per_trial
+    halving             the same, and the weakest arms leave at the rungs
+
+All ways have the same grid of arms, images, views and epochs. Stage I is the same for everybody: the
+teacher is tuned once beforehand and in nobody's time. Everything else is in: each process is started
+as a person starts it, and tune's three have an empty cache, so they decode, build the bank and start
+Ray. Trying the loader's workers is in nobody's time. As an arm costs the published loop the same
+whatever its values, it may run some arms and be scaled to all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comkd_ray import prepare, search_space, study_file
+from comkd_ray.bank import read_bank
+from comkd_ray.bank_care import entries
+from comkd_ray.bench_table import Way, summary
+from comkd_ray.config import Halving, Study
+from comkd_ray.errors import UserError
+from comkd_ray.material import read_card, write_card
+from comkd_ray.progress import Watch
+from comkd_ray.protocols import protocol_of
+from comkd_ray.provenance import machine, memory_of
+from comkd_ray.results import Row, read_records
+from comkd_ray.search_space import Overrides
+
+BASELINES = {"published": False, "cached_text": True}
+"""Name: whether the teacher's text features are cached."""
+TUNED = ("one_by_one", "cohorts", "halving")
+CELL = 8
+"""Arms of the 2x2 of modules under two seeds, at one temperature."""
+CLUSTER = ("RAY_ADDRESS",)  # a Ray that runs already would hide its start
+
+Say = Callable[[str], None]
+
+
+def grid_of(arms: int) -> dict[str, Any]:
+    """`search.space` of the grid: the 2x2 of modules, two seeds, and as many temperatures as it takes."""
+    if arms < CELL or arms % CELL:
+        raise UserError(f"--arms {arms}: a multiple of {CELL}: two modules on and off, two seeds")
+    count = arms // CELL
+    return {
+        "student.ifalign": {"choice": [False, True]},
+        "student.edu_attention": {"choice": [False, True]},
+        "loss.temperature": {"choice": [round(4 ** (k / count), 4) for k in range(count)]},
+        "train.seed": {"choice": [1, 2]},
+    }
+
+
+def study_of(study: Study, way: str, arms: int) -> Study:
+    """The study file of a way: the grid of all arms, every epoch with a view of its own."""
+    tree = study.model_dump(mode="json")
+    if study.teacher.epochs == 0:
+        raise UserError("teacher.epochs: 0: the published loop has a tuned teacher; bench sweep needs one")
+    halving = study.search.halving or Halving(eta=2, min_epochs=max(1, study.train.epochs // 3))
+    tree["study"] = f"bench-{way}"
+    tree["data"]["views"] = "epochs"
+    tree["search"] = {
+        "sampler": "grid",
+        "arms_per_trial": 1 if way == "one_by_one" else study.search.arms_per_trial,
+        "halving": halving.model_dump() if way == "halving" else None,
+        "space": grid_of(arms),
+    }
+    return study_file.build(tree, f"bench {way}")
+
+
+def tune_command(path: Path, reports: Path) -> list[str]:
+    """What a person would type for a study file."""
+    return [sys.executable, "-m", "comkd_ray.cli", "tune", str(path), "--json", "--reports", str(reports)]
+
+
+def end_event(stdout: str) -> dict[str, Any]:
+    """The last event of `comkd-ray tune --json`. UserError where the study did not end well."""
+    events = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
+    end = next((event for event in reversed(events) if event.get("event") == "end"), None)
+    if end is None:
+        raise UserError("bench: comkd-ray tune ended without its end event")
+    if end["failed"] or end["left"]:
+        raise UserError(f"bench: {end['failed']} arms failed, {end['left']} left: nothing to compare")
+    return dict(end)
+
+
+def run_timed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, float, int]:
+    """Standard output, wall seconds and peak bytes of a process with its descendants."""
+    peak = 0
+    start = time.perf_counter()
+    process = subprocess.Popen(  # noqa: S603  (our own program)
+        command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def look() -> None:
+        nonlocal peak
+        peak = max(peak, memory_of(process.pid))
+
+    try:
+        with Watch(look):
+            out, err = process.communicate()
+    except BaseException:  # Ctrl-C: what was started ends with us
+        process.terminate()
+        process.wait()
+        raise
+    spent = time.perf_counter() - start
+    if process.returncode:
+        last = (err.strip() or "it said nothing").splitlines()[-1]
+        raise UserError(f"bench: {' '.join(command[1:4])} ended with code {process.returncode}: {last}")
+    return out, spent, peak
+
+
+@dataclass
+class Sweep:
+    """A comparison in a folder of its own."""
+
+    study: Study
+    arms: int
+    baseline_arms: int
+    folder: Path
+    say: Say
+
+    def run(self) -> dict[str, Any]:
+        """All ways, one after the other, and what they say together."""
+        if self.study.compute.gpus == 0:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for such a cohort
+        self.prepare()
+        ways = [self.baseline(way) for way in BASELINES] + [self.tuned(way) for way in TUNED]
+        gpus = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+        return summary(self.study, self.arms, ways) | {"machine": machine(gpus)}
+
+    def prepare(self) -> None:
+        """Tune the teacher, outside of all times; decode the images once for the baseline's shapes."""
+        self.say("tuning the teacher, in nobody's time")
+        study = study_of(self.study, "published", self.arms)
+        run = self.folder / "published"
+        run.mkdir(parents=True)
+        study_file.dump(study, run / "study.yaml")
+        write_card(run, prepare.prepare(study, self.folder / "cache", lambda *_: None))
+
+    def baseline(self, way: str) -> Way:
+        """The published loop: some arms, each in a process of its own, one after the other."""
+        cells = list(search_space.grid(study_of(self.study, way, self.arms).search.space))
+        chosen = spread(cells, min(self.baseline_arms, self.arms))
+        loader = json.loads(self.published(way, chosen[-1], {"workers": None})[0])
+        self.say(f"{way}: {loader['workers']} loader workers, {loader['threads']} threads are best here")
+        seconds, peak, images, found = 0.0, 0, 0, {}
+        for number, cell in enumerate(chosen, 1):
+            self.say(f"{way}: arm {number} of {len(chosen)}")
+            out, spent, memory = self.published(way, cell, loader)
+            row = json.loads(out)
+            seconds, peak, images = seconds + spent, max(peak, memory), images + row["teacher_images"]
+            found[name_of(cell)] = (row["objective"], row[protocol_of(self.study).headline])
+        scale = self.arms / len(chosen)
+        seen = round(images * scale)
+        return Way(way, len(chosen), seconds * scale, peak, seen, seen, found, loader)
+
+    def published(self, way: str, cell: Overrides, loader: Mapping[str, Any]) -> tuple[str, float, int]:
+        """One process of the published loop; `workers` None: it only tries loaders."""
+        work = {
+            "run": str(self.folder / "published"),
+            "cache": str(self.folder / "cache"),
+            "overrides": cell,
+            "cached_text": BASELINES[way],
+            "workers": loader["workers"],
+            "threads": loader.get("threads"),
+        }
+        path = self.folder / "work.json"
+        path.write_text(json.dumps(work), encoding="utf-8")
+        return run_timed([sys.executable, "-m", "comkd_ray.baseline", str(path)], os.environ)
+
+    def tuned(self, way: str) -> Way:
+        """Ours, as a person runs it, with an empty cache but for the tuned teacher."""
+        self.say(f"{way}: {self.arms} arms by comkd-ray tune")
+        study, cache = study_of(self.study, way, self.arms), self.folder / f"cache-{way}"
+        shutil.copytree(self.folder / "cache" / "teachers", cache / "teachers")
+        path = self.folder / f"{way}.yaml"
+        study_file.dump(study, path)
+        kept = {name: value for name, value in os.environ.items() if name not in CLUSTER}
+        command = tune_command(path, self.folder / "reports")
+        out, seconds, peak = run_timed(command, kept | {"COMKD_CACHE": str(cache)})
+        end_event(out)
+        run = self.folder / "reports" / study.study
+        records = [record["arm"] for record in read_records(run).values()]
+        banked, late = teacher_images(run, cache)
+        found = {name_of(row): values_of(row, self.study) for row in records if row["status"] == "complete"}
+        return Way(way, len(records), seconds, peak, banked + late, late, found)
+
+
+def teacher_images(run: Path, cache: Path) -> tuple[int, int]:
+    """Images that the tuned teacher encoded into its banks, and those in banks made after arms began.
+
+    Arms cannot load the teacher at all; a bank that is younger than the run's card would betray them.
+    """
+    card, begun = read_card(run), (run / "material.json").stat().st_mtime
+    banks = [read_bank(cache, key) for key in (card.train_bank, card.val_bank)]
+    late = [one for one in entries(cache) if one.created is not None and one.created > begun]
+    seen = sum(bank.views * len(bank.rows) for bank in banks)
+    return seen, sum((one.views or 0) * (one.images or 0) for one in late)
+
+
+def spread(cells: Sequence[Overrides], count: int) -> list[Overrides]:
+    """`count` of the cells: the last one (all modules on), the first, and some between."""
+    last = len(cells) - 1
+    places = sorted({round(k * last / (count - 1)) for k in range(count)}) if count > 1 else [last]
+    return [cells[place] for place in places]
+
+
+def name_of(values: Mapping[str, Any]) -> str:
+    """An arm by what the grid varies, whoever trained it."""
+    keys = ("student.ifalign", "student.edu_attention", "loss.temperature", "train.seed")
+    return " ".join(f"{key}={values[key]}" for key in keys)
+
+
+def values_of(row: Row, study: Study) -> tuple[float, float]:
+    """Objective and headline test score of a record."""
+    return row["objective"], row[protocol_of(study).headline]

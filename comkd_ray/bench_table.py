@@ -1,0 +1,105 @@
+"""What `bench sweep` found: seconds, ratios, and whether all ways gave the same numbers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from comkd_ray.config import Study
+
+NOISE = 2 * math.sqrt(2)
+"""Difference of two arms, in standard deviations of one, that chance seldom exceeds."""
+
+
+@dataclass
+class Way:
+    """How one way did."""
+
+    way: str
+    arms_run: int
+    seconds: float
+    """Of all arms: scaled where fewer ran."""
+    peak_memory_bytes: int
+    teacher_images: int
+    """Images that the teacher's image tower saw, for all arms."""
+    teacher_images_in_trials: int
+    """Of these, while arms trained."""
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Arm by its values -> objective and headline test score, in percent; full budget only."""
+    loader: dict[str, Any] | None = None
+
+
+def seed_deviation(scores: Mapping[str, tuple[float, float]]) -> float | None:
+    """Standard deviation of the test score between seeds, pooled over all else, in points.
+
+    None where no two arms differ in their seed alone.
+    """
+    cells: dict[str, list[float]] = {}
+    for name, (_, score) in scores.items():
+        cells.setdefault(name.rpartition(" ")[0], []).append(score)
+    variances = [statistics.variance(values) for values in cells.values() if len(values) > 1]
+    return math.sqrt(statistics.fmean(variances)) if variances else None
+
+
+def summary(study: Study, arms: int, ways: Sequence[Way]) -> dict[str, Any]:
+    """Seconds, arms an hour and ratios by way; whether final numbers agree within seed noise."""
+    first = ways[0]
+    reference = next(way for way in ways if way.way == "one_by_one")
+    noise = seed_deviation(reference.scores)
+    found: dict[str, Any] = {"event": "bench sweep", "study": study.study, "arms": arms}
+    found["epochs"], found["seed_deviation"] = study.train.epochs, noise
+    found["seconds"] = {way.way: way.seconds for way in ways}
+    found["arms_per_hour"] = {way.way: 3600 * arms / way.seconds for way in ways}
+    found |= {f"ratio_{way.way}": first.seconds / way.seconds for way in ways[1:]}
+    found["ways"] = {way.way: told(way, reference, noise) for way in ways}
+    found["same_numbers"] = all(one["same_numbers"] for one in found["ways"].values())
+    return found
+
+
+def told(way: Way, reference: Way, noise: float | None) -> dict[str, Any]:
+    """One way's counts, and how far its arms are from the same arms trained one by one."""
+    shared = way.scores.keys() & reference.scores.keys()
+    apart = [abs(way.scores[name][1] - reference.scores[name][1]) for name in shared]
+    largest = max(apart, default=None)
+    return {
+        "arms_run": way.arms_run,
+        "peak_memory_bytes": way.peak_memory_bytes,
+        "teacher_images": way.teacher_images,
+        "teacher_images_in_trials": way.teacher_images_in_trials,
+        "arms_compared": len(apart),
+        "largest_difference": largest,
+        "same_numbers": largest is not None and noise is not None and largest <= NOISE * noise,
+        "scores": way.scores,
+        "loader": way.loader,
+    }
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """What a sweep found, for people."""
+    rows = []
+    for way, one in found["ways"].items():
+        ratio = found.get(f"ratio_{way}", 1.0)
+        scaled = "" if one["arms_run"] == found["arms"] else f"  (scaled from {one['arms_run']} arms)"
+        rows.append(
+            f"{way:<12} {found['seconds'][way]:>8.0f} {found['arms_per_hour'][way]:>10.1f} {ratio:>7.2f}"
+            f" {one['peak_memory_bytes'] / 2**30:>9.2f} {one['teacher_images']:>10,}"
+            f" {one['teacher_images_in_trials']:>10,} {number(one['largest_difference'])}{scaled}"
+        )
+    agree = "agree" if found["same_numbers"] else "DO NOT AGREE"
+    return [
+        f"{found['study']}: {found['arms']} arms of {found['epochs']} epochs;"
+        " the teacher was tuned beforehand, in nobody's time",
+        "way           seconds  arms/hour   ratio  peak GiB  teacher im  in trials  largest diff",
+        *rows,
+        f"final numbers {agree} within seed noise: standard deviation between seeds "
+        f"{number(found['seed_deviation']).strip()} points of the test score; differences are against"
+        " one_by_one",
+    ]
+
+
+def number(value: float | None) -> str:
+    """A difference in points, or a dash."""
+    return f"{'-' if value is None else f'{value:.2f}':>13}"

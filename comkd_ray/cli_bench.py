@@ -1,0 +1,76 @@
+"""`comkd-ray bench`: how fast this is on this machine, against the published loop and against its limits."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from comkd_ray.exits import plain_errors
+
+QUICKSTART = "quickstart"
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine: whole searches against the published loop, or single steps.
+
+    \b
+    Examples:
+      comkd-ray bench sweep                     16 arms in five ways, about 15 minutes on 2 cores
+      comkd-ray bench sweep STUDY.yaml --set data.root=DIR --baseline-arms 16
+      comkd-ray bench step --json               steps, bank and pixels against the machine's limits
+    """
+
+
+def _load(study: Path | None, sets: tuple[str, ...]) -> Any:
+    from comkd_ray.progress import quiet_libraries
+    from comkd_ray.study_file import load, search_spaces
+
+    loaded = load(study or search_spaces() / f"{QUICKSTART}.yaml", sets)
+    quiet_libraries(verbose=False)
+    return loaded
+
+
+@bench.command()
+@click.argument("study", required=False, type=click.Path(path_type=Path))
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
+@click.option("--arms", default=16, show_default=True, help="Arms of the grid, a multiple of 8.")
+@click.option("--baseline-arms", default=2, show_default=True, type=click.IntRange(min=1),
+              help="Arms that the published loop really runs; its time is scaled to all.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@plain_errors
+def sweep(study: Path | None, sets: tuple[str, ...], arms: int, baseline_arms: int, as_json: bool) -> None:
+    """Train the same arms as published and in our ways; STUDY gives data, towers and epochs."""
+    loaded = _load(study, sets)
+    from comkd_ray.bench_sweep import Sweep
+    from comkd_ray.bench_table import lines
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    with tempfile.TemporaryDirectory(prefix="comkd-bench-") as folder:
+        found = Sweep(loaded, arms, baseline_arms, Path(folder), say).run()
+    _show(found, lines(found), as_json)
+
+
+@bench.command()
+@click.argument("study", required=False, type=click.Path(path_type=Path))
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@plain_errors
+def step(study: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
+    """Time a student step, the bank and the pixel store against what this machine can do at best."""
+    loaded = _load(study, sets)
+    from comkd_ray.bench_step import bench_step, lines
+    from comkd_ray.cache import cache_root
+
+    found = bench_step(loaded, cache_root())
+    _show(found, lines(found), as_json)
+
+
+def _show(found: dict[str, Any], told: list[str], as_json: bool) -> None:
+    click.echo(json.dumps(found) if as_json else "\n".join(told))
