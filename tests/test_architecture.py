@@ -72,6 +72,11 @@ ALLOWED = {
     " | ray ray.tune",
     # report
     "stats": "| polars scipy",
+    "planner": "stats | scipy",
+    "comparison": "errors planner stats | scipy",
+    "sequential": "comparison planner stats |",
+    "factorial": "errors stats | polars",
+    "across_datasets": "errors planner stats | polars scipy",
     "markdown": "results stats | polars",
     "figure": "stats | plotly",
     "plots": "figure stats | plotly polars",
@@ -87,8 +92,8 @@ ALLOWED = {
     "cli": "__init__ cluster errors markdown progress report results study_file study_run |",
 }
 REPORT_SIDE = (
-    "stats", "figure", "plots", "cost_plots", "search_plots", "findings", "markup", "markdown",
-    "report_tables", "report", "results",
+    "stats", "planner", "comparison", "sequential", "factorial", "across_datasets", "figure", "plots",
+    "cost_plots", "search_plots", "findings", "markup", "markdown", "report_tables", "report", "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}
 
