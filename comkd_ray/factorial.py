@@ -81,9 +81,9 @@ def grid_of(rows: pl.DataFrame, factors: Sequence[str], score: str, seed: str = 
     cells = list(product(*levels))
     whole = [one for one in seeds if all((one, *cell) in found for cell in cells)]
     if not whole:
-        lacking = next((cell for cell in cells if (seeds[0], *cell) not in found), ()) if seeds else ()
-        named = ", ".join(f"{factor}={level}" for factor, level in zip(factors, lacking, strict=False))
-        raise UserError(f"{score}: no seed has all {len(cells)} cells; seed {seeds[:1]} lacks {named}")
+        lacking = next(cell for cell in cells if (seeds[0], *cell) not in found)
+        named = ", ".join(f"{factor}={level}" for factor, level in zip(factors, lacking, strict=True))
+        raise UserError(f"{score}: no seed has all {len(cells)} cells; seed {seeds[0]} lacks {named}")
     scores = np.array([[found[(one, *cell)] for cell in cells] for one in whole], dtype=np.float64)
     shape = (len(whole), *map(len, levels))
     dropped = tuple(one for one in seeds if one not in whole)

@@ -74,7 +74,8 @@ def anytime_p(differences: Sequence[float]) -> tuple[float, Direction]:
     """
     if not len(differences):
         return 1.0, "above"
-    above, below = evidence(np.asarray(differences, dtype=np.float64)[None])[:, 0].max(axis=1)
+    most = evidence(np.asarray(differences, dtype=np.float64)[None]).max(axis=(1, 2))
+    above, below = float(most[0]), float(most[1])
     return min(1.0, 2.0 / max(above, below, 1.0)), "above" if above >= below else "below"
 
 
