@@ -97,15 +97,15 @@ def power(effect: float, seeds: int, claims: int = 1) -> float:
     return float(np.mean(significant & (differences.sum(axis=1) > 0)))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def detectable(seeds: int, claims: int = 1) -> float | None:
-    """Smallest effect in sd units that is found with power 0.8, to 0.01; None where none can be."""
+    """Smallest effect in sd units that is found with power 0.8, to 0.1 %; None where none can be."""
     if smallest_p_holm(seeds, claims) >= LEVEL:
         return None
     low, high = 0.0, 1.0
     while power(high, seeds, claims) < POWER and high < _LARGEST_EFFECT:
         low, high = high, 2 * high
-    while high - low > 0.01:
+    while high - low > 1e-3 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if power(middle, seeds, claims) >= POWER else (middle, high)
     return high
@@ -116,19 +116,22 @@ def seeds_needed(effect: float, claims: int = 1) -> int | None:
 
     Never below `fewest_seeds`, however large the effect. None for no effect, or beyond MOST_SEEDS.
     """
-    size = abs(effect)
     fewest = fewest_seeds(claims)
-    for seeds in range(fewest, _DRAWN_UP_TO + 1):
-        found = detectable(seeds, claims)
-        if found is not None and size >= found:
+    for seeds in range(fewest, _DRAWN_UP_TO + 1):  # one by one: drawn powers may step back by a hair
+        if _finds(effect, seeds, claims):
             return seeds
     low, high = max(fewest, _DRAWN_UP_TO + 1), MOST_SEEDS
-    if size == 0 or power(size, high, claims) < POWER:
+    if not _finds(effect, high, claims):
         return None
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(size, middle, claims) >= POWER else (middle + 1, high)
+        low, high = (low, middle) if _finds(effect, middle, claims) else (middle + 1, high)
     return low
+
+
+def _finds(effect: float, seeds: int, claims: int) -> bool:
+    smallest = detectable(seeds, claims)
+    return smallest is not None and abs(effect) >= smallest
 
 
 def sign_flip_p_rows(differences: Array) -> Array:
