@@ -85,6 +85,11 @@ ALLOWED = {
     # report
     "stats": "| scipy",
     "words": "|",
+    "planner": "stats | scipy",
+    "comparison": "errors planner stats | scipy",
+    "sequential": "comparison planner stats |",
+    "factorial": "errors stats | polars",
+    "across_datasets": "errors planner stats | polars scipy",
     "arms": "errors protocols search_space | polars",
     "pairing": "arms stats | polars",
     "variants": "arms pairing search_space stats words | polars",
@@ -128,7 +133,8 @@ ALLOWED = {
     " run study_file study_run |",
 }
 REPORT_SIDE = (
-    "stats", "words", "arms", "pairing", "variants", "run", "reference_rows", "published", "published_gap",
+    "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
+    "arms", "pairing", "variants", "run", "reference_rows", "published", "published_gap",
     "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "findings", "markup",
     "report_tables", "report_facts", "report_figures", "report", "results",
 )  # fmt: skip
