@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ EPOCHS: dict[str, Any] = {
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file that is either whole or absent, even when the machine stops right after."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")  # pods may share a process number
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
