@@ -320,8 +320,6 @@ def _write(path: Path, content: bytes) -> None:
     try:
         write_atomic(path, content)
     except OSError as error:
-        for begun in path.parent.glob(f".{path.name}.{os.getpid()}"):
-            begun.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise UserError(
             f"{path.parent}: {error.strerror} ({len(content):,} bytes to write, {free:,} are free); make"
