@@ -37,10 +37,11 @@ from comkd_ray.cohort import EVAL_BATCH, Knobs, batch_order
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.losses import align_loss, kd_loss, normalize, per_arm
-from comkd_ray.material import Photographs, TunedTeacher, open_photographs, read_card, read_teacher, read_text
+from comkd_ray.material import TunedTeacher, read_card, read_teacher, read_text
 from comkd_ray.metrics import accuracies, predict, scores
 from comkd_ray.models import Clip, autocast, default_device, load_clip
 from comkd_ray.optim import SGD, learning_rate
+from comkd_ray.photographs import Photographs, open_photographs
 from comkd_ray.prepare import view_count
 from comkd_ray.prompts import embed_images
 from comkd_ray.protocols import objective_of, protocol_of

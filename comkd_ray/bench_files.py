@@ -16,7 +16,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 from comkd_ray.bank import CENTER
 from comkd_ray.data.views import view_boxes
-from comkd_ray.material import Photographs
+from comkd_ray.photographs import Photographs
 
 Item = tuple[int, int]
 """(image, view); view 0 is the centre crop of evaluation."""

@@ -33,8 +33,9 @@ from comkd_ray.cohort import Arm, Cohort, Knobs
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TRAIN
 from comkd_ray.losses import normalize, per_arm
-from comkd_ray.material import Card, Material, Photographs, open_photographs
+from comkd_ray.material import Card, Material
 from comkd_ray.models import Clip, autocast, default_device, load_clip
+from comkd_ray.photographs import Photographs, open_photographs
 from comkd_ray.prompts import embed_images, visual_tokens
 from comkd_ray.provenance import machine
 from comkd_ray.search_space import Overrides
@@ -48,7 +49,7 @@ REPEATS = 5
 EVALUATED_ARMS = 8
 BANKED = 2  # batches of the bank that are made, each time
 DECODED = 64  # images
-CARD = Card("", "", "", "", "", "", None, 100.0, 0, {}, {})
+CARD = Card("", "", "", "", "", "", None, 100.0, 0, {}, {}, "")
 
 
 @dataclass(frozen=True)

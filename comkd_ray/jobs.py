@@ -30,6 +30,7 @@ SCALARS = ("student.ifalign", "student.edu_attention", "student.attention_scale"
 ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
 SHAPING = ("student.", "train.batch_size", "train.epochs", "train.precision")
 CONFIG = ("student.", "loss.", "train.")
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "ALLOC_FAILED")  # in the words of torch's errors
 
 Report = Callable[[Row], None]
 
@@ -104,15 +105,15 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
     """Carry out a work order, or this process's share of it.
 
     Arms that ended before are left out. Arms that do not fit into memory together are trained in
-    two halves, one after the other. Any other error ends the arms of its structure as failed, in
-    all processes of the group, and the next structure goes on.
+    two halves, one after the other. An error of the device or of a file is raised: the process is
+    not to be trusted any more. Any other ends the arms of its structure as failed, in all processes
+    of the group, and the next structure goes on.
     """
     job = read_job(path)
     torch.set_num_threads(job.threads)
     study, material = _shared(job.run, job.cache)
     records = read_records(Path(job.run))
     finished = share.gather({"finished": sorted(records)})[0]["finished"]  # one answer for all
-    history = _with_own(job, records)
     arms = [
         Arm(one.arm, study_file.resolve(study, one.overrides), one.protected)
         for one in job.arms
@@ -125,9 +126,10 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
     while waiting:
         group = waiting.pop(0)
         steps = partial(_step, meter, done, done + 1 + len(waiting))
+        history = _history(job, records, recorder.reached, group)
         try:
             fit(group, material, recorder.epoch, history, heard, steps)
-        except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+        except Exception as error:
             failure = _agree(error, share)
             rest = recorder.open_arms(group) if failure.too_large else []
             if len(rest) > 1:
@@ -147,36 +149,42 @@ class _GroupError(RuntimeError):
 
 
 def _agree(error: Exception, share: Share) -> _GroupError:
-    """The failure that all processes of the group act on; an error of the device is raised.
-
-    After one, the process is not to be trusted any more. Memory is told apart: it is no fault of an arm.
-    """
+    """The failure that all processes of the group act on. Memory is told apart: it is no fault of an arm."""
     if isinstance(error, _GroupError):
         return error
-    too_large = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
-    if "CUDA" in str(error) and not too_large:
+    too_large = isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+    if isinstance(error, OSError) or ("CUDA" in str(error) and not too_large):
         raise error
-    failure = _GroupError(f"{type(error).__name__}: {error}", too_large)
-    share.gather({"error": str(failure), "too_large": too_large})
-    return failure
+    own = {"error": f"{type(error).__name__}: {error}", "too_large": too_large}
+    return _failure(share.gather(own))
+
+
+def _failure(parts: list[Row]) -> _GroupError:
+    """One verdict of all that failed at once: halves help only where memory was all that lacked."""
+    failed = [part for part in parts if "error" in part]
+    return _GroupError(failed[0]["error"], all(part["too_large"] for part in failed))
 
 
 def _gather_or_raise(share: Share, own: Row) -> list[Row]:
     """Gather, and fail with the process that failed: it says so where the others wait for it."""
     parts = share.gather(own)
-    for part in parts:
-        if "error" in part:
-            raise _GroupError(part["error"], part["too_large"])
+    if any("error" in part for part in parts):
+        raise _failure(parts)
     return parts
 
 
-def _with_own(job: Job, records: dict[str, Row]) -> dict[int, list[float]]:
-    """The order's history, and what arms of this order had at each epoch before a retry."""
+def _history(
+    job: Job, records: dict[str, Row], reached: dict[int, dict[str, float]], group: Sequence[Arm]
+) -> dict[int, list[float]]:
+    """Values that others had at each epoch: the order's, those of a try before, those of this one."""
     history = {epoch: list(values) for epoch, values in job.history.items()}
     for one in job.arms:
         for row in records.get(one.arm, {}).get("epochs", ()):
             if row["loss"] is not None:
                 history.setdefault(row["epoch"], []).append(row[OBJECTIVE])
+    own = {arm.arm for arm in group}
+    for epoch, values in reached.items():
+        history.setdefault(epoch, []).extend(value for arm, value in values.items() if arm not in own)
     return history
 
 
@@ -200,6 +208,8 @@ class _Recorder:
     ) -> None:
         self.job, self.study, self.classes, self.report, self.share = job, study, classes, report, share
         self.ended: set[str] = set()
+        self.reached: dict[int, dict[str, float]] = {}
+        """Epoch -> arm -> its value there, of all processes."""
         self.untold: list[str] = []
         """Arms with a record that no report has named yet."""
 
@@ -214,6 +224,7 @@ class _Recorder:
         parts = self.share.gather({"values": own, "ended": self.untold})
         self.untold = []
         values = [pair for part in parts for pair in part["values"]]
+        self.reached.setdefault(epoch, {}).update(dict(values))
         self.report({"epoch": epoch, "values": values, "ended": [arm for p in parts for arm in p["ended"]]})
 
     def open_arms(self, arms: Sequence[Arm]) -> list[Arm]:

@@ -19,15 +19,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from comkd_ray import search_space, study_file
-from comkd_ray.config import Study, Tower
+from comkd_ray.config import Data, Study, Tower
 from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
 from comkd_ray.data.folders import silent
-from comkd_ray.data.splits import base_count, few_shot
 from comkd_ray.errors import UserError
-from comkd_ray.material import arranged, open_table
+from comkd_ray.jobs import arm_identity
 from comkd_ray.models import model_name
+from comkd_ray.photographs import shots, source_table, target_table
 from comkd_ray.prepare import view_count
-from comkd_ray.protocols import explain, is_transductive, protocol_of
+from comkd_ray.protocols import explain, is_transductive
 from comkd_ray.search_space import Dimension, Scalar
 
 RATE = 100e12
@@ -96,8 +96,9 @@ class Plan:
 
 def make_plan(study: Study) -> Plan:
     """Count what a study would take. UserError for whatever its data or space have wrong."""
-    table = arranged(study, open_table(study.data, silent))
-    learned = taught_images(study, table)
+    table = target_table(study, silent)
+    source = source_table(study, table, silent)
+    learned = 0 if study.teacher.epochs == 0 else len(shots(study, source))
     counts = {"train": TRAIN, "val": VAL, "test": TEST}
     images = {name: len(table.select(part)) for name, part in counts.items()}
     if is_transductive(study):
@@ -108,14 +109,13 @@ def make_plan(study: Study) -> Plan:
         largest = max(variant.train.batch_size for variant in variants)
         raise UserError(f"train.batch_size: {largest}, but {images['train']} training images")
     longest = variants[max(range(len(variants)), key=steps.__getitem__)]
-    arms, views = _arms(study), view_count(study)
+    arms, views = count_arms(study), view_count(study)
     teacher, student = cost_of(study.teacher), cost_of(study.student)
     evaluated, seen = images["val"] + images["test"], max(steps) * longest.train.batch_size
     encoded = views * images["train"] + evaluated
-    trained = study.teacher.epochs * learned * (1 + BACKWARD * teacher.prompted)
     arm = seen * BACKWARD + longest.train.epochs * evaluated if student.prompted else 0
     once = evaluated if student.prompted else encoded
-    squares = len(table.paths) * 3 * study.data.side**2
+    tables = {(data.root, data.side): len(own.paths) for data, own in _stores(study, table, source)}
     return Plan(
         study=study.study,
         explained=explain(study, images | {"teacher": learned}),
@@ -126,22 +126,30 @@ def make_plan(study: Study) -> Plan:
         steps=max(steps),
         views=views,
         bank_bytes=2 * (encoded * teacher.width + once * student.width),
-        pixel_bytes=squares,
-        teacher_flops=float(teacher.flops) * (encoded + evaluated * teacher.prompted + trained),
+        pixel_bytes=sum(3 * side**2 * count for (_, side), count in tables.items()),
+        teacher_flops=float(teacher.flops) * (encoded + _stage_one(study, source, learned, teacher)),
         student_flops=float(student.flops) * (arms * arm + once),
     )
 
 
-def taught_images(study: Study, target: ImageTable) -> int:
-    """How many labelled images the teacher learns from; `target` is the table of the study's data."""
-    data, table, key = study.data, target, "data.shots"
-    if study.source is not None:
-        data, table, key = study.source, open_table(study.source, silent), "source.shots"
-    classes = len(table.classes)
-    learned = base_count(classes) if protocol_of(study).has_halves else classes
-    train = table.select(TRAIN)
-    train = train[table.labels[train] < learned]
-    return len(few_shot(table.labels, train, data.shots, data.split_seed, table.classes, key))
+def _stores(study: Study, table: ImageTable, source: ImageTable) -> list[tuple[Data, ImageTable]]:
+    """The pixel stores of a study, each with the images it holds."""
+    return [(study.data, table), *([] if study.source is None else [(study.source, source)])]
+
+
+def _stage_one(study: Study, table: ImageTable, learned: int, teacher: Cost) -> int:
+    """Images through the teacher's tower for stage I, a step back counted as images too.
+
+    table: what the teacher learns from. Its own validation and test images are seen for its card.
+    """
+    config, data = study.teacher, study.source or study.data
+    evaluated = len(table.select(VAL)) + len(table.select(TEST))
+    known = 0 if study.source is None else evaluated  # the study's own are in the zero-shot bank
+    if not teacher.prompted:
+        views = min(data.views, config.epochs) if isinstance(data.views, int) else config.epochs
+        return views * learned + known
+    watched = len(table.select(VAL)) * config.epochs if config.keep == "best" else 0
+    return config.epochs * learned * (1 + BACKWARD) + watched + evaluated + known
 
 
 def _draws(study: Study) -> Iterator[Study]:
@@ -160,9 +168,11 @@ def _draws(study: Study) -> Iterator[Study]:
         yield study_file.resolve(study, search_space.draw(study.search.space, ask))
 
 
-def _arms(study: Study) -> int:
+def count_arms(study: Study) -> int:
+    """Arms that a study asks for; cells whose difference has no effect are one arm."""
     if study.search.is_enumerated:
-        return len(study_file.cells(study))
+        cells = study_file.cells(study)
+        return len({arm_identity("", study_file.resolve(study, cell)) for cell in cells})
     assert study.search.arms is not None
     return study.search.arms
 

@@ -22,10 +22,18 @@ from comkd_ray.config import Study
 from comkd_ray.data.datasets import TRAIN
 from comkd_ray.data.pixels import Progress
 from comkd_ray.errors import UserError
-from comkd_ray.material import METHOD, Card, Photographs, open_photographs, open_source
+from comkd_ray.material import METHOD, Card
 from comkd_ray.models import Clip, default_device, load_clip
+from comkd_ray.photographs import Photographs, open_photographs, open_source
 from comkd_ray.prompts import check_visual_depth
-from comkd_ray.stage_one import StageOne, bank_images, open_stage_one, spoken_by, test_scores
+from comkd_ray.stage_one import (
+    StageOne,
+    bank_images,
+    check_text_length,
+    open_stage_one,
+    spoken_by,
+    test_scores,
+)
 from comkd_ray.student import has_visual_prompts
 from comkd_ray.study_file import digest
 from comkd_ray.teacher import build_text
@@ -75,6 +83,8 @@ def _open(study: Study, cache: Path, progress: Progress, device: torch.device) -
     stage_one = open_stage_one(study, source, cache, progress, device)
     student = load_clip(study.student, device)
     _check_shapes(study, student, len(photographs.part(TRAIN)))
+    if study.teacher.epochs > 0:
+        check_text_length(stage_one.clip, photographs.table.classes, study.teacher)
     return _Preparation(study, cache, progress, photographs, stage_one, student, stages)
 
 
@@ -145,6 +155,7 @@ class _Preparation:
             self.teacher.image_parameters,
             self.references(text, val_bank, zero_shot, student_center),
             self.stages,
+            tuned.digest,
         )
 
     def bank(

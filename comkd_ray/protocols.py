@@ -128,12 +128,13 @@ def explain(study: Study, counts: Mapping[str, Any] | None = None) -> list[tuple
     def number(part: str) -> str:
         return f"{known[part]:,} " if part in known else ""
 
+    tuned = study.teacher.epochs > 0
     where = "test images themselves" if is_transductive(study) else "training images of all classes"
     kind = "transductive" if is_transductive(study) else "inductive"
     tested = "test images, base and novel apart" if protocol.has_halves else "test images, all classes"
     return [
         ("protocol", f"{protocol.title}, selection {study.selection}, {kind}"),
-        ("teacher learns from", f"{number('teacher')}{protocol.teacher}"),
+        ("teacher learns from", f"{number('teacher')}{protocol.teacher}" if tuned else "nothing: zero-shot"),
         ("student trains on", f"{number('train')}{where}, without labels"),
         ("epochs and arms chosen by", f"{_CHOSEN_BY[objective_of(study)]} ({objective_of(study)})"),
         ("tested on", f"{number('test')}{tested}"),

@@ -118,10 +118,10 @@ def read_records(run: Path, arm: str = "*") -> dict[str, Row]:
 
 
 def ranked(records: Mapping[str, Row]) -> list[Row]:
-    """Rows of `arms` at full budget, best objective first."""
+    """Rows of `arms` at full budget, best objective first; of equals, that asked for first."""
     rows = (record["arm"] for record in records.values())
-    complete = [row for row in rows if row["status"] == "complete"]
-    return sorted(complete, key=lambda row: (row["objective"], row["arm"]), reverse=True)
+    complete = [row for row in rows if row["status"] == "complete" and row["objective"] is not None]
+    return sorted(complete, key=lambda row: (-row["objective"], row["number"]))
 
 
 def compact(run: Path) -> int:

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comkd_ray.bank import CENTER, Bank, build_bank, pixels_of
-from comkd_ray.config import Data, Study
-from comkd_ray.data.datasets import TEST, TRAIN, VAL
+from comkd_ray.config import Data, Study, Teacher
+from comkd_ray.data.datasets import TEST, VAL
 from comkd_ray.data.pixels import Progress
-from comkd_ray.data.splits import few_shot
 from comkd_ray.errors import UserError
 from comkd_ray.losses import normalize
-from comkd_ray.material import METHOD, Photographs, TunedTeacher, open_source
+from comkd_ray.material import METHOD, TunedTeacher
 from comkd_ray.metrics import accuracies, predict, scores
 from comkd_ray.models import Clip, default_device, load_clip
-from comkd_ray.prompts import check_text_depth, check_visual_depth
+from comkd_ray.photographs import Photographs, open_source, shots
+from comkd_ray.prompts import check_text_depth, check_visual_depth, text_prompt
 from comkd_ray.protocols import protocol_of
 from comkd_ray.study_file import digest
 from comkd_ray.teacher import (
@@ -56,6 +56,7 @@ def open_stage_one(
     config = study.teacher
     if config.epochs > 0:
         check_text_depth(stage.clip, config.text_prompt_depth)
+        check_text_length(stage.clip, photographs.table.classes, config)
     if stage.clip.is_vit and config.prompt_length > 0:
         check_visual_depth(stage.clip, config.prompt_depth, "teacher")
     if len(stage.few_shots().val_images) == 0 and config.keep == "best" and config.epochs > 0:
@@ -64,6 +65,11 @@ def open_stage_one(
             " teacher learns; set teacher.keep: average"
         )
     return stage
+
+
+def check_text_length(clip: Clip, classes: tuple[str, ...], config: Teacher) -> None:
+    """UserError where the text prompt leaves no room for a class's name."""
+    text_prompt(clip, classes, config.context, config.text_prompt_length, config.text_prompt_depth, seed=0)
 
 
 def bank_images(
@@ -128,31 +134,32 @@ class StageOne:
 
     def few_shots(self) -> FewShots:
         """Labelled images, and validation images, of the classes that the teacher learns."""
-        photographs, data = self.photographs, self.data
-        labels, learned, classes = photographs.labels, photographs.base, photographs.table.classes
-        train, val = (images[labels[images] < learned] for images in map(photographs.part, (TRAIN, VAL)))
-        key = "data.shots" if self.study.source is None else "source.shots"
-        images = few_shot(labels, train, data.shots, data.split_seed, classes, key)
+        photographs, given = self.photographs, self.data.views
+        labels, learned = photographs.labels, photographs.base
+        val = photographs.part(VAL)
+        val = val[labels[val] < learned]
+        images = shots(self.study, photographs.table)
         epochs = max(1, self.study.teacher.epochs)  # it sees no further view
-        views = min(data.views, epochs) if isinstance(data.views, int) else epochs
-        return FewShots(images, labels[images], val, labels[val], classes[:learned], views)
+        views = min(given, epochs) if isinstance(given, int) else epochs
+        classes = photographs.table.classes[:learned]
+        return FewShots(images, labels[images], val, labels[val], classes, views)
 
     def tune(self) -> TunedTeacher:
         """The teacher of this study, from the cache if it was tuned before."""
-        config, shots = self.study.teacher, self.few_shots()
+        config, few = self.study.teacher, self.few_shots()
         unused = {"model", "pretrained"}
         if config.keep != "average":
             unused |= {"average_mean", "average_std"}
-        seen = config.model_dump(exclude=unused), shots.images.tolist(), shots.views
+        seen = config.model_dump(exclude=unused), few.images.tolist(), few.views
         key = digest(METHOD, self.clip.digest, self.photographs.digest, *seen)
 
         def fit() -> TunedTeacher:
-            tuned = fit_teacher(key, config, self.clip, shots, self.encoder(shots), self.progress)
-            return replace(tuned, card=self.card(tuned, shots))
+            tuned = fit_teacher(key, config, self.clip, few, self.encoder(few), self.progress)
+            return replace(tuned, card=self.card(tuned, few))
 
         return build_teacher(key, fit, self.cache, self.clip.device)
 
-    def encoder(self, shots: FewShots) -> Encoder:
+    def encoder(self, few: FewShots) -> Encoder:
         """Image features for learning; from banks where they never change."""
         clip, config, store = self.clip, self.study.teacher, self.photographs.store
         if config.epochs > 0 and config.prompt_length > 0 and clip.is_vit:
@@ -162,7 +169,7 @@ class StageOne:
         center = self.bank(None, clip.digest, self.photographs.evaluated, [CENTER])
         if config.epochs == 0:
             return lambda images, view, visual: center.take(0, images, clip.device)
-        seen = self.bank(None, clip.digest, shots.images, list(range(1, shots.views + 1)))
+        seen = self.bank(None, clip.digest, few.images, list(range(1, few.views + 1)))
         return lambda images, view, visual: (
             center.take(0, images, clip.device)
             if view == CENTER
@@ -175,7 +182,7 @@ class StageOne:
             self.clip, visual, identity, self.photographs, images, views, self.cache, self.progress
         )
 
-    def card(self, tuned: TunedTeacher, shots: FewShots) -> dict[str, Any]:
+    def card(self, tuned: TunedTeacher, few: FewShots) -> dict[str, Any]:
         """What `comkd-ray teacher show` tells; accuracies in percent, on its own data set."""
         halves = protocol_of(self.study).has_halves
         bank = self.bank(*spoken_by(self.clip, tuned), self.photographs.evaluated, [CENTER])
@@ -193,9 +200,9 @@ class StageOne:
             "root": self.data.root,
             "data": self.photographs.digest,
             "learns": "base" if halves else "all",
-            "classes": len(shots.classes),
+            "classes": len(few.classes),
             "shots": self.data.shots,
-            "images": len(shots.images),
+            "images": len(few.images),
             "seed": config["seed"],
             "keep": config["keep"],
             "epoch": tuned.card["epoch"],

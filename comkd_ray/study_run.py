@@ -22,9 +22,10 @@ from comkd_ray.cache import cache_root
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
-from comkd_ray.material import Card, is_ready, open_photographs, read_card, write_card
+from comkd_ray.material import Card, is_ready, read_card, write_card
 from comkd_ray.optuna_search import OptunaArms
-from comkd_ray.plan import taught_images
+from comkd_ray.photographs import open_photographs, open_source, shots
+from comkd_ray.plan import count_arms
 from comkd_ray.progress import Screen, Watch
 from comkd_ray.protocols import objective_of
 from comkd_ray.results import Row
@@ -182,7 +183,9 @@ class _Run:
     def write_begin(self) -> None:
         """What is known before anything ran."""
         photographs = open_photographs(self.study, self.cache, lambda *_: None)
-        data, table, broken = self.study.data, photographs.table, photographs.store.broken
+        source = open_source(self.study, self.cache, lambda *_: None)
+        data, table = self.study.data, photographs.table
+        broken = sorted({*photographs.store.broken, *source.store.broken})
         now = datetime.now(UTC).isoformat(timespec="seconds")
         parts = {"train": TRAIN, "val": VAL, "test": TEST}
         provenance.update(
@@ -194,7 +197,7 @@ class _Run:
             versions=provenance.versions(),
             git=provenance.git_state(),
             machine=provenance.machine(),
-            arms_asked=self.study.search.arms,
+            arms_asked=count_arms(self.study),
             data={
                 "name": data.dataset,
                 "split": table.split,
@@ -202,7 +205,7 @@ class _Run:
                 "base": photographs.base,
                 "shots": data.shots,
                 "views": prepare.view_count(self.study),
-                "teacher": taught_images(self.study, table),
+                "teacher": len(shots(self.study, source.table)),
                 **{name: len(photographs.part(part)) for name, part in parts.items()},
             },
             notes=[f"{len(broken)} broken images were left out, first {broken[0]}"] if broken else [],

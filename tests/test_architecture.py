@@ -59,14 +59,14 @@ ALLOWED = {
     "bank_store": "errors results |",
     "bank_care": "bank_store errors |",
     "bank": "bank_store data.pixels data.views errors study_file | torch",
-    "material": "bank config data.datasets data.pixels data.splits errors models protocols results study_file"
-    " | safetensors torch",
+    "photographs": "config data.datasets data.pixels data.splits errors models protocols study_file |",
+    "material": "bank config errors models photographs results study_file | safetensors torch",
     "teacher": "config errors losses material models optim prompts results study_file"
     " | open_clip safetensors torch",
-    "stage_one": "bank config data.datasets data.pixels data.splits errors losses material metrics models"
+    "stage_one": "bank config data.datasets data.pixels errors losses material metrics models photographs"
     " prompts protocols study_file teacher | torch",
-    "prepare": "bank bank_store config data.datasets data.pixels errors material models prompts stage_one"
-    " student study_file teacher | torch",
+    "prepare": "bank bank_store config data.datasets data.pixels errors material models photographs"
+    " prompts stage_one student study_file teacher | torch",
     "cohort": "bank config data.datasets losses material metrics models optim prompts protocols results"
     " student | torch",
     "train": "cohort config material protocols results | torch",
@@ -111,16 +111,16 @@ ALLOWED = {
     "report": "findings markup published published_gap reference_rows report_facts report_figures"
     " report_tables results run tables variants words | plotly",
     # top
-    "plan": "config data.datasets data.folders data.splits errors material models prepare protocols"
+    "plan": "config data.datasets data.folders errors jobs models photographs prepare protocols"
     " search_space study_file | open_clip torch",
-    "study_run": "ablation cache cluster config data.datasets errors material optuna_search prepare progress"
-    " plan protocols provenance ray_train report results study_file tune weights |",
+    "study_run": "ablation cache cluster config data.datasets errors material optuna_search photographs"
+    " plan prepare progress protocols provenance ray_train report results study_file tune weights |",
     # measuring
-    "bench_files": "bank data.views material | torch torchvision",
-    "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim prepare"
-    " prompts protocols stage_one student study_file teacher | torch",
-    "bench_step": "bank bank_store bench_files cohort config data.datasets losses material models prompts"
-    " provenance search_space stage_one student study_file teacher | torch",
+    "bench_files": "bank data.views photographs | torch torchvision",
+    "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
+    " photographs prepare prompts protocols stage_one student study_file teacher | torch",
+    "bench_step": "bank bank_store bench_files cohort config data.datasets losses material models"
+    " photographs prompts provenance search_space stage_one student study_file teacher | torch",
     "bench_table": "config |",
     "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
     " results search_space study_file | torch",

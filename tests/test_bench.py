@@ -32,7 +32,8 @@ from comkd_ray.bench_sweep import (
 from comkd_ray.bench_table import Way, lines, seed_deviation, summary
 from comkd_ray.data.datasets import TRAIN
 from comkd_ray.errors import UserError
-from comkd_ray.material import open_photographs, write_card
+from comkd_ray.material import write_card
+from comkd_ray.photographs import open_photographs
 
 Tree = dict[str, Any]
 RECORDED = """\

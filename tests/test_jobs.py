@@ -24,7 +24,7 @@ from comkd_ray.train import EpochReport, Share, fit
 
 Tree = dict[str, Any]
 HALVING: Tree = {"eta": 2, "min_epochs": 1}
-OUT_OF_MEMORY = "RuntimeError: out of memory: tried to allocate more"
+BROKEN = "RuntimeError: shapes do not fit: 3 and 4"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def break_down(monkeypatch: pytest.MonkeyPatch, layers: int, epoch: int) -> None
     def broken_fit(arms: list[Arm], material: Any, report: Callable[[EpochReport], None], *rest: Any) -> None:
         def tell(said: EpochReport) -> None:
             if said.epoch == epoch and arms[0].study.student.projector_layers == layers:
-                raise RuntimeError("out of memory:\n  tried to allocate\n  more")
+                raise RuntimeError("shapes do not fit:\n  3\n  and 4")
             report(said)
 
         fit(arms, material, tell, *rest)
@@ -256,7 +256,7 @@ def test_an_error_ends_the_arms_it_hit_and_no_others(
     ends = {arm: (one["arm"]["status"], one["arm"]["error"]) for arm, one in records.items()}
     assert ends == {
         "arm0": ("pruned", None),
-        "arm1": ("failed", OUT_OF_MEMORY),
+        "arm1": ("failed", BROKEN),
         "arm2": ("complete", None),
     }
     assert {"epoch": 0, "values": [], "ended": ["arm1"]} in reports
@@ -311,7 +311,7 @@ def test_in_a_group_an_error_of_one_process_ends_the_structure_in_all(
     ) -> None:
         def tell(said: EpochReport) -> None:
             if said.epoch == epoch and share.rank == rank and arms[0].study.student.projector_layers == 1:
-                raise RuntimeError("out of memory:\n  tried to allocate\n  more")
+                raise RuntimeError("shapes do not fit:\n  3\n  and 4")
             report(said)
 
         fit(arms, material, tell, history, share, meter)
@@ -326,8 +326,8 @@ def test_in_a_group_an_error_of_one_process_ends_the_structure_in_all(
     ends = {arm: (one["arm"]["status"], one["arm"]["error"]) for arm, one in records.items()}
     hit, other = ("arm0", "arm1") if rank == 0 else ("arm1", "arm0")
     assert ends == {
-        hit: ("failed", OUT_OF_MEMORY),
-        other: ("failed", OUT_OF_MEMORY) if epoch == 1 else ("complete", None),
+        hit: ("failed", BROKEN),
+        other: ("failed", BROKEN) if epoch == 1 else ("complete", None),
         "arm2": ("complete", None),
         "arm3": ("complete", None),
     }
@@ -363,6 +363,49 @@ def test_arms_that_do_not_fit_into_memory_are_trained_in_halves(
     carry_out(job)
     assert tries == [5, 3, 2, 1, 2]
     assert scores(run) == pytest.approx(whole)
+
+
+def test_a_structure_is_halved_against_those_before_it(order: Callable[..., Job], run: Path) -> None:
+    """arm0, of another structure, trains first; what it reached at the rung decides on arm1 alone."""
+    carry_out(order({"student.projector_layers": 1}, {"train.seed": 5}, protected=(0,)))
+    first, second = (results.read_records(run)[arm] for arm in ("arm0", "arm1"))
+    assert second["epochs"][0]["objective"] < first["epochs"][0]["objective"]
+    assert second["arm"]["status"] == "pruned"
+
+
+def fail_at_once(monkeypatch: pytest.MonkeyPatch, errors: list[Exception]) -> None:
+    """Let each process of a group fail with an error of its own, before it gathered anything."""
+
+    def broken_fit(
+        arms: list[Arm], material: Any, report: Any, history: Any, share: Share, meter: Any
+    ) -> None:
+        if len(arms) > 1:
+            raise errors[share.rank]
+        fit(arms, material, report, history, share, meter)
+
+    monkeypatch.setattr(jobs, "fit", broken_fit)
+
+
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [
+        ([MemoryError("a"), ValueError("b")], "failed"),
+        ([MemoryError("a"), RuntimeError("CUDA error: out of memory")], "complete"),
+        ([KeyError("a"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")], "failed"),
+    ],
+)
+def test_processes_that_fail_at_once_act_alike(
+    order: Callable[..., Job],
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    errors: list[Exception],
+    status: str,
+) -> None:
+    """Halves help only where memory was all that lacked, in each of them."""
+    fail_at_once(monkeypatch, errors)
+    first, second = in_two_processes(order({}, {"train.seed": 2}, protected=(0, 1)))
+    assert first == second
+    assert {one["arm"]["status"] for one in results.read_records(run).values()} == {status}
 
 
 def test_an_arm_that_alone_does_not_fit_fails_and_says_so(

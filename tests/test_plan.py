@@ -76,6 +76,35 @@ def test_nothing_is_written_and_json_is_one_object(tmp_path: Path, monkeypatch: 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_source_is_counted_too(make_study: MakeStudy, image_folder: Path) -> None:
+    """Its shots, validation and test images are decoded and seen by the teacher."""
+    source = {"root": str(image_folder), "side": 20, "shots": 4, "views": 2}
+    over = {"protocol": "cross_dataset", "source": source, "teacher.keep": "last"}
+    plan, best = (make_plan(make_study(over | {"teacher.keep": keep})) for keep in ("last", "best"))
+    assert plan.pixel_bytes == 3 * (72 * 40 * 40 + 56 * 20 * 20)
+    cost = cost_of(make_study().teacher).flops
+    own = 2 * 32 + 40  # views of the training images, and the evaluated ones
+    stage_one = 4 * 16 * (1 + 2) + 40 + 40  # 4 epochs of shots and back; evaluated, zero-shot and prompted
+    assert plan.teacher_flops == cost * (own + stage_one)
+    assert best.teacher_flops - plan.teacher_flops == cost * 4 * 20
+
+
+def test_cells_that_differ_in_nothing_are_one_arm(make_study: MakeStudy) -> None:
+    """attention_scale has no effect where EduAttention is off."""
+    space = {
+        "student.edu_attention": {"choice": [False, True]},
+        "student.attention_scale": {"choice": [1.0, 2.0]},
+    }
+    assert make_plan(make_study({"search": {"sampler": "grid", "space": space}})).arms == 3
+
+
+def test_a_source_of_test_images_is_refused_as_by_tune(make_study: MakeStudy, tmp_path: Path) -> None:
+    miniatures.TEST_SETS["imagenet_r"](tmp_path)
+    source = {"dataset": "imagenet_r", "root": str(tmp_path), "shots": 1}
+    with pytest.raises(UserError, match=r"source.dataset: imagenet_r: it has test images only"):
+        make_plan(make_study({"protocol": "cross_dataset", "source": source}))
+
+
 # Every data set under every protocol and selection ------------------------------------------------
 
 EVERY = [(p, s) for p in PROTOCOLS for s in ("strict", "promptkd")]
@@ -106,7 +135,10 @@ def test_every_data_set_plans_under_every_protocol_and_selection(
     make_study: MakeStudy, layout: Callable[[str], Path], name: str, protocol: str, selection: str
 ) -> None:
     """Only what cannot be is refused: a set of test images that would have to teach."""
-    source = {"dataset": "caltech101", "root": str(layout("caltech101")), "shots": 1}
+    teaches = "caltech101"
+    if protocol == "domain_generalization":  # its classes are those of its source
+        teaches = "imagenet" if name in miniatures.TEST_SETS else name
+    source = {"dataset": teaches, "root": str(layout(teaches)), "shots": 1}
     study = make_study(
         {
             "protocol": protocol,

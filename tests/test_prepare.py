@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,15 @@ from comkd_ray.errors import UserError
 from comkd_ray.material import (
     Card,
     Material,
+    is_ready,
     open_material,
-    open_photographs,
     read_card,
     read_teacher,
     read_text,
     write_card,
 )
 from comkd_ray.models import Clip
+from comkd_ray.photographs import open_photographs
 from comkd_ray.prepare import check, most_shards, prepare, view_count
 from comkd_ray.progress import Screen
 from comkd_ray.study_run import _Run
@@ -424,8 +426,6 @@ def test_photographs_that_changed_since_are_refused(
 
 def test_labels_and_parts_belong_to_the_identity(make_study: MakeStudy, cache: Path) -> None:
     """The same files under another split are other data: else old results would be taken for new."""
-    from dataclasses import replace
-
     photographs = open_photographs(make_study(), cache, quiet)
     table = photographs.table
     labels, parts = table.labels.copy(), table.parts.copy()
@@ -506,3 +506,19 @@ def test_every_epoch_has_its_own_view_unless_the_study_says_how_many(make_study:
     assert view_count(make_study(epochs | {"search.space": searched})) == 9
     chosen = {"train.epochs": {"choice": [2, 7, 3]}}
     assert view_count(make_study(epochs | {"search.space": chosen})) == 7
+
+
+def test_banks_of_another_teacher_are_not_ready(
+    make_study: MakeStudy, prepared: Prepared, cache: Path
+) -> None:
+    """The same recipe tuned again elsewhere may give other tensors under the same key."""
+    card, _ = prepared(make_study())
+    assert is_ready(card, cache)
+    assert not is_ready(replace(card, teacher_digest="other"), cache)
+
+
+def test_a_text_prompt_without_room_is_refused_before_anything_is_written(
+    make_study: MakeStudy, cache: Path
+) -> None:
+    with pytest.raises(UserError, match="text_prompt_length: 200"):
+        check(make_study({"teacher.text_prompt_length": 200}), cache, quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from comkd_ray.cohort import Arm
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
 from comkd_ray.errors import UserError
-from comkd_ray.material import Card, Material, arranged, open_material, open_photographs
+from comkd_ray.material import Card, Material, open_material
+from comkd_ray.photographs import arranged, open_photographs, open_source, shots, source_table, target_table
 from comkd_ray.prepare import prepare
 from comkd_ray.protocols import PROTOCOLS, explain, is_transductive, objective_of, protocol_of
 from comkd_ray.train import EpochReport, fit
@@ -166,6 +168,50 @@ def test_what_is_explained_names_the_habit(
     assert told["student trains on"].startswith("1,234 ")
     assert ("test images themselves" in told["student trains on"]) == is_transductive(study)
     assert told["teacher learns from"].startswith("7 ")
+
+
+# The source ---------------------------------------------------------------------------------------
+
+
+def test_only_images_that_the_teacher_uses_are_stored(study_of: Callable[..., Study], cache: Path) -> None:
+    """4 shots of 4 classes, and their 5 validation and 5 test images each: 4 of 8 are never decoded."""
+    source = open_source(study_of("cross_dataset"), cache, lambda *_: None)
+    assert [len(source.part(part)) for part in (TRAIN, VAL, TEST)] == [16, 20, 20]
+    assert len(source.store.pixels) == 56
+    whole = study_of("all_classes")
+    table = target_table(whole, lambda *_: None)
+    drawn = {table.paths[index] for index in shots(whole, table)}
+    assert {source.table.paths[index] for index in source.part(TRAIN)} == drawn
+
+
+def test_a_labelled_image_of_the_source_is_never_tested_on(make_study: MakeStudy, image_folder: Path) -> None:
+    """The same class folders, cut by another seed: some shots would be test images."""
+    root = str(image_folder / "train")
+    source = {"root": root, "side": 40, "split_seed": 2, "shots": 4}
+    study = make_study({"protocol": "cross_dataset", "data": {"root": root}, "source": source})
+    with pytest.raises(UserError, match=r"source: \d+ of its labelled images are test images of data"):
+        source_table(study, target_table(study, lambda *_: None), lambda *_: None)
+
+
+def test_another_domain_shows_the_classes_of_the_source(
+    make_study: MakeStudy, image_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("coal", "moss"):
+        shutil.copytree(image_folder / "train" / "coal", tmp_path / name)
+    source = {"source": {"root": str(image_folder), "shots": 4}, "data": {"root": str(tmp_path), "side": 40}}
+    for protocol in ("domain_generalization", "cross_dataset"):
+        study = make_study({"protocol": protocol, "train.batch_size": 2, **source})
+        target = target_table(study, lambda *_: None)
+        if protocol == "cross_dataset":
+            assert source_table(study, target, lambda *_: None).classes == ("coal", "grass", "lemon", "sea")
+            continue
+        with pytest.raises(UserError, match="class 'moss' is none of the source's"):
+            source_table(study, target, lambda *_: None)
+
+
+def test_a_teacher_that_learns_nothing_is_said_to(make_study: MakeStudy) -> None:
+    told = dict(explain(make_study({"teacher.epochs": 0}), {"teacher": 0}))
+    assert told["teacher learns from"] == "nothing: zero-shot"
 
 
 # Real photographs and the demo weights ------------------------------------------------------------

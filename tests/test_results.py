@@ -167,3 +167,10 @@ def test_the_short_records_of_these_tests_are_records(tmp_path: Path) -> None:
     one = outer.record("abc", 40.0)
     results.write_record(tmp_path, one["arm"], one["epochs"])
     assert results.read_records(tmp_path, "abc")["abc"] == json.loads(json.dumps(one))
+
+
+def test_of_equal_arms_the_first_asked_for_is_best() -> None:
+    records = {name: outer.record(name, 50.0, number=number) for name, number in (("zzz", 3), ("aaa", 7))}
+    records["low"] = outer.record("low", 40.0, number=0)
+    records["none"] = outer.record("none", number=1, objective=None)
+    assert [row["arm"] for row in results.ranked(records)] == ["zzz", "aaa", "low"]

@@ -20,8 +20,9 @@ from comkd_ray.config import Study
 from comkd_ray.data.datasets import TRAIN, VAL
 from comkd_ray.errors import UserError
 from comkd_ray.losses import normalize
-from comkd_ray.material import Card, Material, Photographs, TunedTeacher, read_teacher, read_text
+from comkd_ray.material import Card, Material, TunedTeacher, read_teacher, read_text
 from comkd_ray.models import Clip
+from comkd_ray.photographs import Photographs
 from comkd_ray.prompts import encode_text_prompted, text_prompt, visual_tokens
 from comkd_ray.teacher import (
     FewShots,
