@@ -27,7 +27,7 @@ from comkd_ray.arms import (
     scores_of,
     searched_keys,
 )
-from comkd_ray.pairing import Paired, is_seeded_grid, paired_by_seed, verdict
+from comkd_ray.pairing import Paired, is_seeded_grid, paired_by_seed
 from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.reference_rows import REFERENCES
 from comkd_ray.words import counted, percent, signed
@@ -185,12 +185,17 @@ def _modules(found: Findings, best: Row) -> list[str]:
 
 
 def _paired_sentence(pair: Paired) -> str:
-    mean, n = pair.estimate, pair.estimate.n
+    found, n, mean = pair.found, pair.found.n, pair.found.estimate
     text = f"{pair.name[0].upper()}{pair.name[1:]} minus {pair.baseline}, paired by seed (n = {n}): "
-    text += f"{signed(mean.mean, 2)} points"
-    if mean.low is None:
+    text += f"{signed(mean.mean if mean else None, 2)} points"
+    if mean is None or mean.low is None:
         return f"{text}. One pair has no spread: not decidable."
     text += f", 95 % t-interval {signed(mean.low, 2)} to {signed(mean.high, 2)}, exact sign-flip "
-    text += f"p = {pair.p:.3g} (the smallest that n = {n} can reach is {pair.smallest_p:.3g})"
-    reason = "" if pair.decidable else f" with {n} seeds"
-    return f"{text}: {verdict(pair)}{reason}."
+    text += f"p = {found.p:.3g} (the smallest that n = {n} can reach is {found.smallest_p:.3g})"
+    if found.verdict != "not decidable":
+        return f"{text}: that it scores above is {found.verdict}."
+    text += ": not decidable" + f" with {n} seeds" * (not found.decidable)
+    if not found.further_seeds:
+        return f"{text}."
+    more = counted(found.further_seeds, "more seed")
+    return f"{text}. About {more} would decide it, were the effect seen the true one."

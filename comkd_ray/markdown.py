@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from comkd_ray.components import components
 from comkd_ray.pairing import is_seeded_grid, paired_by_seed
 from comkd_ray.published_gap import comparison
 from comkd_ray.reference_rows import reference_rows, remarks
 from comkd_ray.run import Run
 from comkd_ray.tables import (
     Table,
-    paired_note,
+    components_notes,
+    effects_table,
+    paired_notes,
     paired_table,
     published_table,
     reference_table,
+    shapley_table,
     variants_notes,
     variants_table,
 )
@@ -19,13 +23,13 @@ from comkd_ray.variants import variants
 
 
 def tables(run: Run) -> str:
-    """What was tested on what, the eight rows, variants, methods paired by seed, and published numbers."""
+    """What was tested on what, the eight rows, variants, differences, effects, and published numbers."""
     rows = reference_rows(run.arms, run.study)
     parts = ["\n".join(f"- {what}: {words}" for what, words in run.explained())]
     if run.scores.warning:
         parts.append(f"**All scores of arms: {run.scores.warning}.**")
     parts += [_table(reference_table(rows, run.scores)), *remarks(run.arms, run.study, rows)]
-    parts += _differences(run)
+    parts += [*_differences(run), *_components(run)]
     found = comparison(run.study, run.images.get("test"), rows)
     if found.gaps:
         parts.append(_table(published_table(found.gaps, run.scores)))
@@ -40,7 +44,16 @@ def _differences(run: Run) -> list[str]:
     paired = paired_by_seed(arms, scores.headline) if is_seeded_grid(arms, run.enumerated) else []
     if paired:
         parts.append(_table(paired_table(paired, scores)))
-    return [*parts, paired_note(scores)] if parts else []
+    return [*parts, *paired_notes(scores)] if parts else []
+
+
+def _components(run: Run) -> list[str]:
+    """What each module is worth, where the study is a full factorial."""
+    found = components(run.arms, run.study, run.enumerated)
+    if found is None:
+        return []
+    tables = [_table(made(found, run.scores)) for made in (effects_table, shapley_table)]
+    return [*tables, *components_notes(found)]
 
 
 def _table(table: Table) -> str:

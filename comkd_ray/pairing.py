@@ -1,4 +1,4 @@
-"""Differences seed by seed: what one kind of arm has over another, and whether n seeds can decide it."""
+"""Differences seed by seed: which arms are matched, and what `comparison` says of each pair of kinds."""
 
 from __future__ import annotations
 
@@ -21,40 +21,32 @@ from comkd_ray.arms import (
     of_method,
     searched_keys,
 )
-from comkd_ray.stats import Estimate, estimate, holm, sign_flip_p, smallest_p
+from comkd_ray.comparison import Claim, Comparison, compare
 
 
 class Paired(NamedTuple):
     """Arms minus other arms, seed by seed, in points of a score."""
 
-    name: str
-    """Of the arms: a method's, or a variant's."""
     baseline: str
     seeds: tuple[int, ...]
     differences: tuple[float, ...]
-    estimate: Estimate
-    p: float
-    smallest_p: float
-    p_holm: float
-    decidable: bool
-    """Whether this n could have reached p < 0.05 after Holm's correction at all."""
+    found: Comparison
+    """What they say of the claim that these arms score above the baseline."""
+
+    @property
+    def name(self) -> str:
+        """Of the arms: a method's, or a variant's."""
+        return self.found.claim
 
 
-def judged(baseline: str, found: Sequence[tuple[str, pl.DataFrame]]) -> list[Paired]:
-    """What each (name, `seed` and `difference`) shows; names without a pair are left out.
-
-    p values are adjusted over all that have one.
-    """
-    filled = [(name, tuple(pairs["seed"]), tuple(pairs["difference"])) for name, pairs in found if len(pairs)]
-    p_values = [sign_flip_p(differences) for _, _, differences in filled]
-    paired = []
-    for (name, seeds, values), p, p_holm in zip(filled, p_values, holm(p_values), strict=True):
-        mean = estimate(values)
-        assert mean is not None
-        reach = smallest_p(len(values))
-        decidable = reach * len(filled) < 0.05
-        paired.append(Paired(name, baseline, seeds, values, mean, p, reach, p_holm, decidable))
-    return paired
+def family(baseline: str, pairs: Sequence[tuple[str, pl.DataFrame]]) -> list[Paired]:
+    """Every (name, `seed` and `difference`) as a claim of one family; names without a pair are left out."""
+    filled = [(name, tuple(rows["seed"]), tuple(rows["difference"])) for name, rows in pairs if len(rows)]
+    compared = compare([Claim(name, values) for name, _, values in filled])
+    return [
+        Paired(baseline, seeds, values, found)
+        for (_, seeds, values), found in zip(filled, compared, strict=True)
+    ]
 
 
 def differences(
@@ -63,10 +55,12 @@ def differences(
     """`seed`, `difference` (points): ours minus theirs, one row a seed that both have.
 
     Arms are matched on the seed and the columns `match`. Within a match their scores are averaged, and
-    matches within a seed, because two arms of one seed are not independent.
+    matches within a seed, because two arms of one seed are not independent. Arms without a finite score
+    are left out.
     """
     keys = ["seed", *match]
-    means = [rows.group_by(keys).agg(pl.col(score).mean()) for rows in (ours, theirs)]
+    finite = [rows.filter(pl.col(score).is_finite()) for rows in (ours, theirs)]
+    means = [rows.group_by(keys).agg(pl.col(score).mean()) for rows in finite]
     pairs = means[0].join(means[1], on=keys, suffix="_off", nulls_equal=True)
     pairs = pairs.with_columns(difference=pl.col(score) - pl.col(f"{score}_off"))
     return pairs.group_by("seed").agg(pl.col("difference").mean()).sort("seed")
@@ -103,7 +97,7 @@ def paired_by_seed(arms: pl.DataFrame, score: str) -> list[Paired]:
         ours, theirs = of_method(rows, method), of_method(rows, baseline)
         pairs = differences(ours, theirs, score, _matched(rows, method, baseline))
         found.append((METHODS[method], pairs))
-    return judged(METHODS[baseline], found)
+    return family(METHODS[baseline], found)
 
 
 def _matched(rows: pl.DataFrame, method: Method, baseline: Method) -> list[str]:
@@ -112,10 +106,3 @@ def _matched(rows: pl.DataFrame, method: Method, baseline: Method) -> list[str]:
     common = set.intersection(*searched) if searched else set()
     told_apart = {IFALIGN, EDU_ATTENTION, SEED} | ({PROMPTS} if method[0] != baseline[0] else set())
     return sorted(common - told_apart)
-
-
-def verdict(pair: Paired) -> str:
-    """A paired difference at Holm-adjusted p < 0.05: above, below, or not decidable."""
-    if pair.p_holm >= 0.05:
-        return "not decidable"
-    return "above" if pair.estimate.mean > 0 else "below"

@@ -18,8 +18,9 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from comkd_ray import search_space, study_file
-from comkd_ray.config import Data, Study, Tower
+from comkd_ray import planner, search_space, study_file
+from comkd_ray.arms import SEED
+from comkd_ray.config import Study, Tower
 from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
 from comkd_ray.data.folders import silent
 from comkd_ray.errors import UserError
@@ -66,6 +67,8 @@ class Plan:
     teacher_flops: float
     student_flops: float
     """Of all arms, were none to leave early."""
+    can_find: planner.Plan | None
+    """What the seeds of a grid or a list can show; None where seeds are not searched."""
 
     @property
     def gpu_hours(self) -> float:
@@ -76,6 +79,7 @@ class Plan:
         """(what, how much) for people."""
         images = ", ".join(f"{count:,} {part}" for part, count in self.images.items())
         hours = f"{self.gpu_hours:.2g} GPU-hours at {RATE / 1e12:.0f} TFLOP/s, were no arm to leave early"
+        reach = [("can find", planner.foretell(self.can_find))] if self.can_find is not None else []
         return [
             *self.explained,
             ("images", f"{images}; {self.classes} classes"),
@@ -86,11 +90,13 @@ class Plan:
             ("teacher", f"{self.teacher_flops / 1e15:.3g} PFLOP, once"),
             ("students", f"{self.student_flops / 1e15:.3g} PFLOP, all arms"),
             ("expected", hours),
+            *reach,
         ]
 
     def as_json(self) -> str:
         """One object for machines."""
         tree = asdict(self) | {"explained": dict(self.explained), "gpu_hours": self.gpu_hours}
+        tree["can_find"] = None if self.can_find is None else self.can_find._asdict()
         return json.dumps({"event": "plan", **tree})
 
 
@@ -115,7 +121,7 @@ def make_plan(study: Study) -> Plan:
     encoded = views * images["train"] + evaluated
     arm = seen * BACKWARD + longest.train.epochs * evaluated if student.prompted else 0
     once = evaluated if student.prompted else encoded
-    tables = {(data.root, data.side): len(own.paths) for data, own in _stores(study, table, source)}
+    stores = [(study.data, table)] + ([] if study.source is None else [(study.source, source)])
     return Plan(
         study=study.study,
         explained=explain(study, images | {"teacher": learned}),
@@ -126,15 +132,11 @@ def make_plan(study: Study) -> Plan:
         steps=max(steps),
         views=views,
         bank_bytes=2 * (encoded * teacher.width + once * student.width),
-        pixel_bytes=sum(3 * side**2 * count for (_, side), count in tables.items()),
+        pixel_bytes=sum(3 * data.side**2 * len(own.paths) for data, own in stores),
         teacher_flops=float(teacher.flops) * (encoded + _stage_one(study, source, learned, teacher)),
         student_flops=float(student.flops) * (arms * arm + once),
+        can_find=reach_of(study),
     )
-
-
-def _stores(study: Study, table: ImageTable, source: ImageTable) -> list[tuple[Data, ImageTable]]:
-    """The pixel stores of a study, each with the images it holds."""
-    return [(study.data, table), *([] if study.source is None else [(study.source, source)])]
 
 
 def _stage_one(study: Study, table: ImageTable, learned: int, teacher: Cost) -> int:
@@ -175,6 +177,23 @@ def count_arms(study: Study) -> int:
         return len({arm_identity("", study_file.resolve(study, cell)) for cell in cells})
     assert study.search.arms is not None
     return study.search.arms
+
+
+def reach_of(study: Study) -> planner.Plan | None:
+    """What a grid or a list with seeds can show: every other setting claims to be above the first.
+
+    Where methods and seeds alone are searched, the settings are the methods. Seeds are those of a claim,
+    of the claim that has fewest. None for any other study, and for a single setting.
+    """
+    if not study.search.is_enumerated:
+        return None
+    seeds: dict[frozenset[tuple[str, Scalar]], set[Scalar]] = {}
+    for cell in study_file.cells(study):
+        if SEED not in cell:
+            return None
+        seeds.setdefault(frozenset(cell.items() - {(SEED, cell[SEED])}), set()).add(cell[SEED])
+    first, *others = seeds.values()
+    return planner.plan(min(len(first & own) for own in others), len(others)) if others else None
 
 
 @lru_cache(maxsize=8)

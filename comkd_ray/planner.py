@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from comkd_ray.stats import smallest_p
+from comkd_ray.words import counted
 
 LEVEL = 0.05
 """A claim is significant where its p, adjusted over the family of claims, is below this."""
@@ -65,8 +66,9 @@ def plan(seeds: int, claims: int = 1) -> Plan:
 
 
 def foretell(design: Plan) -> str:
-    """A plan in one line, for `--dry-run` and the head of a report."""
-    reach = f"{design.seeds} seeds, {design.claims} claims: smallest p {design.smallest_p:.2g}"
+    """A plan in one line, for `--dry-run`."""
+    reach = f"{counted(design.seeds, 'seed')}, {counted(design.claims, 'claim')}: "
+    reach += f"smallest p {design.smallest_p:.2g}"
     reach += f", {design.smallest_p_holm:.2g} after Holm"
     if design.detectable is None:
         return f"{reach}; nothing can be decided, {design.fewest_seeds} seeds could"

@@ -32,7 +32,7 @@ from comkd_ray.results import write_atomic
 from comkd_ray.run import Run, read
 from comkd_ray.tables import (
     ablation_table,
-    paired_note,
+    paired_notes,
     published_table,
     reference_table,
     variants_notes,
@@ -152,7 +152,7 @@ def _variants(run: Run) -> list[Section]:
     found = variants(run.arms, run.enumerated)
     if found is None:
         return []
-    notes = [*variants_notes(found, run.scores), paired_note(run.scores)]
+    notes = [*variants_notes(found, run.scores), *paired_notes(run.scores)]
     lines = [paragraph(line, class_="caution") for line in notes]
     shown = plain_table(variants_table(found, run.scores))
     content = join([titled(f"{len(found.rows)} variants", run.scores), shown, *lines])

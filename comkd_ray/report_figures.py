@@ -8,12 +8,13 @@ import plotly.graph_objects as go
 
 from comkd_ray import cost_plots, plots, search_plots
 from comkd_ray.arms import METHODS, full_budget, has_modules, module_cells, of_method, searched_keys
+from comkd_ray.components import components
 from comkd_ray.figure import NoFigure
 from comkd_ray.findings import Findings
 from comkd_ray.markup import Html, join, paragraph, tag
 from comkd_ray.reference_rows import at_own_values, other_keys
 from comkd_ray.report_facts import cost_lines
-from comkd_ray.report_tables import module_table, paired_tables, titled
+from comkd_ray.report_tables import component_tables, module_table, paired_tables, titled
 from comkd_ray.run import Run
 from comkd_ray.variants import variants
 
@@ -77,7 +78,7 @@ def search_sections(run: Run) -> list[Section]:
 
 
 def modules_section(run: Run, found: Findings) -> Section:
-    """The 2x2, and what differs by seed.
+    """The 2x2, what differs by seed, and what each component of a full factorial is worth.
 
     In a grid or a list that searched more than methods and seeds, the four cells hold the arms at the
     study file's own values alone: variants of one method are not one sample.
@@ -105,6 +106,8 @@ def modules_section(run: Run, found: Findings) -> Section:
         parts += [titled(title, run.scores), paired_tables(found.paired, run.scores)]
     elif found.best is not None:
         parts.append(paragraph(_UNPAIRED if run.enumerated else _UNBALANCED, class_="caution"))
+    if (worth := components(run.arms, run.study, run.enumerated)) is not None:
+        parts += [titled("What each component is worth", run.scores), component_tables(worth, run.scores)]
     return "modules", "IFAlign \u00d7 EduAttention", join(parts)
 
 

@@ -16,12 +16,23 @@ from comkd_ray.arms import (
     scores_of,
     searched_keys,
 )
+from comkd_ray.components import Components
 from comkd_ray.findings import NAMED, Compared, Findings
 from comkd_ray.markup import Html, breakable, join, paragraph, table, tag
 from comkd_ray.pairing import Paired
 from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.stats import estimate
-from comkd_ray.tables import INTERVAL, Table, interval, paired_note, paired_table, spread
+from comkd_ray.tables import (
+    INTERVAL,
+    Table,
+    components_notes,
+    effects_table,
+    interval,
+    paired_notes,
+    paired_table,
+    shapley_table,
+    spread,
+)
 from comkd_ray.words import count, duration, gap, percent, plain, shown
 
 TOP = 8
@@ -105,5 +116,11 @@ def module_table(arms: pl.DataFrame) -> Html:
 
 def paired_tables(paired: Sequence[Paired], scores: Scores) -> Html:
     """Differences by seed with what the design could have shown, and how to read them."""
-    note = paired_note(scores)
-    return join([plain_table(paired_table(paired, scores)), paragraph(note, class_="caution")])
+    notes = (paragraph(line, class_="caution") for line in paired_notes(scores))
+    return join([plain_table(paired_table(paired, scores)), *notes])
+
+
+def component_tables(found: Components, scores: Scores) -> Html:
+    """Effects and Shapley values of a full factorial, and how to read them."""
+    tables = [plain_table(effects_table(found, scores)), plain_table(shapley_table(found, scores))]
+    return join([*tables, *(paragraph(line, class_="caution") for line in components_notes(found))])

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from comkd_ray.arms import Scores
-from comkd_ray.pairing import Paired, verdict
+from comkd_ray.arms import EDU_ATTENTION, IFALIGN, PROMPTS, Scores
+from comkd_ray.comparison import Comparison
+from comkd_ray.components import MODULES, Components
+from comkd_ray.factorial import Effect
+from comkd_ray.pairing import Paired
 from comkd_ray.published import ABLATIONS, Value
 from comkd_ray.published_gap import Gap
 from comkd_ray.reference_rows import ReferenceRow
 from comkd_ray.stats import Estimate
 from comkd_ray.variants import Variant, Variants
-from comkd_ray.words import DASH, counted, plain, signed
+from comkd_ray.words import DASH, counted, plain, shown, signed
 
 INTERVAL = "95 % t-interval"
-_DIFFERENCE = [INTERVAL, "sign-flip p", "smallest p", "p (Holm)", "verdict"]
+_DIFFERENCE = [INTERVAL, "sign-flip p", "smallest p", "p (Holm)", "verdict", "more seeds"]
 VARIANTS = 60
 """A longer list of variants is cut to its ENDS."""
 ENDS = 20
 """Of a long list, so many of the best and of the worst variants are shown."""
+EFFECTS = 20
+"""Of more effects only those of the modules alone are shown."""
+_COMPONENTS = {IFALIGN: "IFAlign", EDU_ATTENTION: "EduAttention", PROMPTS: "prompts"}
 
 
 class Table(NamedTuple):
@@ -60,27 +66,32 @@ def reference_table(rows: Sequence[ReferenceRow], scores: Scores) -> Table:
 
 def paired_table(paired: Sequence[Paired], scores: Scores) -> Table:
     """Differences by seed in the headline score, with what the design could have shown."""
-    rows = [[pair.name, str(pair.estimate.n), *_difference(pair)] for pair in paired]
+    rows = [[pair.name, str(pair.found.n), *_difference(pair.found)] for pair in paired]
     baseline = paired[0].baseline if paired else ""
     return Table([f"minus {baseline}, points of {scores.name}", "n", "mean", *_DIFFERENCE], rows)
 
 
-def _difference(pair: Paired) -> list[str]:
-    """Mean, interval, three p values and the verdict."""
-    numbers = [f"{p:.3g}" for p in (pair.p, pair.smallest_p, pair.p_holm)]
-    words = verdict(pair) if pair.decidable else f"not decidable with n = {pair.estimate.n}"
-    return [signed(pair.estimate.mean, 2), signed_interval(pair.estimate), *numbers, words]
+def _difference(found: Comparison) -> list[str]:
+    """Mean, interval, three p values, the verdict, and how many more seeds would decide."""
+    mean = None if found.estimate is None else found.estimate.mean
+    numbers = [f"{p:.3g}" for p in (found.p, found.smallest_p, found.p_holm)]
+    words = found.verdict if found.decidable else f"{found.verdict} with n = {found.n}"
+    more = f"about {found.further_seeds}" if found.further_seeds else DASH
+    return [signed(mean, 2), signed_interval(found.estimate), *numbers, words, more]
 
 
-def paired_note(scores: Scores) -> str:
-    """How differences by seed are to be read, of methods and of variants."""
-    return (
+def paired_notes(scores: Scores) -> list[str]:
+    """How differences by seed are to be read, of methods and of variants, a line each."""
+    return [
         f"Differences: points of {scores.headline}, one a seed; of methods, at equal other searched values. "
         "p is the exact two-sided sign-flip test; \u201csmallest p\u201d is 2 / 2\u207f, the least this "
-        "n can reach whatever the data. The verdict is at Holm-adjusted p < 0.05 over the rows of a table. "
+        "n can reach whatever the data. A row claims to score above what it is compared with: supported "
+        "or refuted at Holm-adjusted p < 0.05 over the rows of a table, else not decidable. "
         "Seeds vary the student's start and the order of images, not the teacher and not the split: the "
-        "intervals cover no more than that."
-    )
+        "intervals cover no more than that.",
+        "\u201cMore seeds\u201d would decide it, were the effect seen the true one (power 0.8): a guess, "
+        "as the effect of few seeds is mostly noise, and testing again is a second look.",
+    ]
 
 
 def variants_table(found: Variants, scores: Scores) -> Table:
@@ -97,8 +108,8 @@ def _variant(row: Variant) -> list[str]:
     cells = [row.name, str(row.n), *(spread(each) for each in row.estimates), ends, epoch]
     if row.paired is None:
         return cells + [DASH] * (1 + len(_DIFFERENCE))
-    mean, *others = _difference(row.paired)
-    pairs = row.paired.estimate.n
+    mean, *others = _difference(row.paired.found)
+    pairs = row.paired.found.n
     return [*cells, mean if pairs == row.n else f"{mean} (n = {pairs})", *others]
 
 
@@ -111,7 +122,7 @@ def _listed(found: Variants) -> list[Variant]:
 
 
 def variants_notes(found: Variants, scores: Scores) -> list[str]:
-    """What the rows are, and what is left out, a line each. `paired_note` belongs below them."""
+    """What the rows are, and what is left out, a line each. `paired_notes` belong below them."""
     first = ", ".join(f"{key} {value}" for key, value in found.first)
     lines = [
         "One row a setting of the searched values, its arms differ by seed alone; it is named by what "
@@ -126,6 +137,69 @@ def variants_notes(found: Variants, scores: Scores) -> list[str]:
             f"{ENDS} worst by {scores.name} are shown. Holm's correction counts all."
         )
     return lines
+
+
+def effects_table(found: Components, scores: Scores) -> Table:
+    """Main effects and interactions over seeds; of a long list those of the modules alone."""
+    rows = [
+        [
+            " \u00d7 ".join(_level(*each) for each in zip(one.factors, one.levels, strict=True)),
+            signed(one.estimate.mean, 2),
+            signed_interval(one.estimate),
+            *(f"{p:.3g}" for p in (one.p, one.smallest_p, one.p_holm)),
+        ]
+        for one in _shown_effects(found)
+    ]
+    return Table([f"effect, points of {scores.name}", "mean", INTERVAL, *_DIFFERENCE[1:4]], rows)
+
+
+def shapley_table(found: Components, scores: Scores) -> Table:
+    """Shapley values of the components, and their sum."""
+    known = [(_COMPONENTS[share.factor], share.estimate) for share in found.shares]
+    rows = [
+        [name, signed(one.mean, 2), signed_interval(one)]
+        for name, one in (*known, ("all on minus all off", found.total))
+    ]
+    return Table([f"Shapley value, points of {scores.name}", "mean", INTERVAL], rows)
+
+
+def components_notes(found: Components) -> list[str]:
+    """What the grid is, and how its numbers are to be read, a line each."""
+    grid, left = found.grid, len(found.effects) - len(_shown_effects(found))
+    others = [key for key in grid.factors if key not in MODULES]
+    size = " \u00d7 ".join(str(len(levels)) for levels in grid.levels)
+    lines = [
+        f"The full {size} grid of {counted(len(grid.seeds), 'seed')}; each number is made inside a seed."
+    ]
+    if grid.dropped:
+        lines[0] += f" Without seed {', '.join(map(str, grid.dropped))}, which lacks a cell."
+    lines[0] += (
+        " A main effect is averaged over all other values of the grid; an interaction is by how much one "
+        "effect changes with the other (not halved). p (Holm) counts all effects."
+    )
+    if others:
+        first = ", ".join(f"{key} {shown(grid.levels[grid.factors.index(key)][0])}" for key in others)
+        lines[0] += f" Other values are compared with {first}."
+    if left:
+        lines[0] += f" {counted(left, 'effect')} of other values are left out."
+    lines.append(
+        "A Shapley value is what a component adds, averaged over every order of adding them"
+        + (": of two components, its main effect." if len(found.shares) == 2 else ".")
+    )
+    return lines
+
+
+def _shown_effects(found: Components) -> list[Effect]:
+    if len(found.effects) <= EFFECTS:
+        return found.effects
+    return [one for one in found.effects if set(one.factors) <= set(MODULES)]
+
+
+def _level(factor: str, level: object) -> str:
+    """A module by its name; of another key its value, too."""
+    if factor in MODULES:
+        return _COMPONENTS[factor]
+    return f"{factor}: {shown(level)}"
 
 
 def published_table(gaps: Sequence[Gap], scores: Scores) -> Table:

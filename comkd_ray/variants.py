@@ -24,7 +24,7 @@ from comkd_ray.arms import (
     scores_of,
     searched_keys,
 )
-from comkd_ray.pairing import Paired, differences, judged
+from comkd_ray.pairing import Paired, differences, family
 from comkd_ray.search_space import Scalar
 from comkd_ray.stats import Estimate, estimate
 from comkd_ray.words import shown
@@ -79,7 +79,7 @@ def variants(arms: pl.DataFrame, enumerated: bool | None) -> Variants | None:
     against = [
         (name, differences(rows, scored[0], score)) for name, rows in zip(names[1:], scored[1:], strict=True)
     ]
-    paired = {pair.name: pair for pair in judged(names[0], against)}
+    paired = {pair.name: pair for pair in family(names[0], against)}
     rows = [_variant(*each, scores_of(arms).tests, paired) for each in zip(names, scored, strict=True)]
     return Variants(rows, [(key, shown(groups[0][0][key])) for key in keys])
 

@@ -85,34 +85,36 @@ ALLOWED = {
     # report
     "stats": "| scipy",
     "words": "|",
-    "planner": "stats | scipy",
+    "planner": "stats words | scipy",
     "comparison": "errors planner stats | scipy",
     "sequential": "comparison planner stats |",
     "factorial": "errors stats | polars",
     "across_datasets": "errors planner stats | polars scipy",
     "arms": "errors protocols search_space | polars",
-    "pairing": "arms stats | polars",
+    "pairing": "arms comparison | polars",
     "variants": "arms pairing search_space stats words | polars",
     "run": "arms config errors protocols results study_file | polars",
     "reference_rows": "arms config search_space stats study_file words | polars",
+    "components": "arms config errors factorial pairing reference_rows stats | polars",
     "published": "|",
     "published_gap": "config published reference_rows stats |",
-    "tables": "arms pairing published published_gap reference_rows stats variants words |",
-    "markdown": "pairing published_gap reference_rows run tables variants |",
+    "tables": "arms comparison components factorial pairing published published_gap reference_rows stats"
+    " variants words |",
+    "markdown": "components pairing published_gap reference_rows run tables variants |",
     "figure": "arms words | plotly",
     "plots": "arms figure protocols stats | plotly polars",
     "cost_plots": "arms figure reference_rows stats | plotly polars",
     "search_plots": "arms figure protocols search_space | optuna plotly polars",
     "findings": "arms pairing protocols reference_rows words | polars",
-    "report_tables": "arms findings markup pairing protocols stats tables words | polars",
+    "report_tables": "arms components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
-    "report_figures": "arms cost_plots figure findings markup plots reference_rows report_facts"
+    "report_figures": "arms components cost_plots figure findings markup plots reference_rows report_facts"
     " report_tables run search_plots variants | plotly",
     "report": "findings markup published published_gap reference_rows report_facts report_figures"
     " report_tables results run tables variants words | plotly",
     # top
-    "plan": "config data.datasets data.folders errors jobs models photographs prepare protocols"
-    " search_space study_file | open_clip torch",
+    "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"
+    " protocols search_space study_file | open_clip torch",
     "study_run": "ablation cache cluster config data.datasets errors material optuna_search photographs"
     " plan prepare progress protocols provenance ray_train report results study_file tune weights |",
     # measuring
@@ -134,7 +136,7 @@ ALLOWED = {
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "arms", "pairing", "variants", "run", "reference_rows", "published", "published_gap",
+    "arms", "pairing", "variants", "run", "reference_rows", "components", "published", "published_gap",
     "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "findings", "markup",
     "report_tables", "report_facts", "report_figures", "report", "results",
 )  # fmt: skip

@@ -41,12 +41,27 @@ def test_eight_rows_and_paired_differences(tmp_path: Path) -> None:
     assert "| student zero-shot | 1 | 74.00 | 70.00 | 71.94 |" in lines
     assert "| projector only | 3 | 62.00 \u00b1 1.00 | 62.00 \u00b1 1.00 | 62.00 \u00b1 1.00 |" in lines
     assert "| PromptKD | 3 | 64.00 \u00b1 1.00 | 64.00 \u00b1 1.00 | 64.00 \u00b1 1.00 |" in lines
-    end = "| 0.25 | 0.25 | 1 | not decidable with n = 3 |"
+    end = "| 0.25 | 0.25 | 1 | not decidable with n = 3 | about 5 |"  # 4 claims: 8 seeds at least
     assert f"| projector only | 3 | \u22122.00 | \u22122.00 to \u22122.00 {end}" in lines
     assert f"| PromptKD + IFAlign | 3 | +1.00 | +1.00 to +1.00 {end}" in lines
-    same = "| 1 | 0.25 | 1 | not decidable with n = 3 |"
+    same = "| 1 | 0.25 | 1 | not decidable with n = 3 | \u2013 |"
     assert f"| PromptKD + EduAttention | 3 | 0.00 | 0.00 to 0.00 {same}" in lines
     assert "chosen on the test set" not in "\n".join(lines)
+
+
+def test_a_full_factorial_says_what_each_module_is_worth(tmp_path: Path) -> None:
+    """By hand from LEVELS: IFAlign adds 1 without EduAttention and 3 with it, EduAttention 0 and 2."""
+    lines = markdown(tmp_path, ("base_to_novel", "strict"))
+    place = next(n for n, line in enumerate(lines) if line.startswith("| effect, points of test harmonic"))
+    end = "0.25 | 0.25 | 0.75 |"
+    assert lines[place + 2 : place + 5] == [
+        f"| IFAlign | +2.00 | +2.00 to +2.00 | {end}",
+        f"| EduAttention | +1.00 | +1.00 to +1.00 | {end}",
+        f"| IFAlign \u00d7 EduAttention | +2.00 | +2.00 to +2.00 | {end}",
+    ]
+    assert "| Shapley value, points of test harmonic mean | mean | 95 % t-interval |" in lines
+    assert "| all on minus all off | +3.00 | +3.00 to +3.00 |" in lines
+    assert any(line.startswith("The full 2 \u00d7 2 grid of 3 seeds") for line in lines)
 
 
 def test_one_score_where_there_are_no_halves(tmp_path: Path) -> None:

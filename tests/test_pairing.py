@@ -10,7 +10,8 @@ import pytest
 
 from comkd_ray import arms as arms_room
 from comkd_ray import results
-from comkd_ray.pairing import is_seeded_grid, paired_by_seed, verdict
+from comkd_ray.comparison import Claim, compare
+from comkd_ray.pairing import is_seeded_grid, paired_by_seed
 
 HM = "test_harmonic_mean"
 
@@ -34,8 +35,8 @@ def test_seeds_are_paired(tmp_path: Path) -> None:
     off = arms_room.of_method(arms, arms_room.PROMPTKD).sort("seed")["test_harmonic_mean"]
     assert pairs["ComKD-CLIP"].seeds == (1, 2, 3, 4, 5)
     assert pairs["ComKD-CLIP"].differences == pytest.approx((both - off).to_list())
-    assert pairs["ComKD-CLIP"].smallest_p == 0.0625
-    assert not pairs["ComKD-CLIP"].decidable  # 3 comparisons * 0.0625 is above 0.05
+    assert pairs["ComKD-CLIP"].found.smallest_p == 0.0625
+    assert not pairs["ComKD-CLIP"].found.decidable  # 3 comparisons * 0.0625 is above 0.05
 
 
 def test_missing_half_leaves_its_pair_out(tmp_path: Path) -> None:
@@ -70,9 +71,25 @@ def test_seven_equal_signs_are_decidable(tmp_path: Path) -> None:
     arms = rows(tmp_path, fake_run.grid_arms(7)).with_columns(
         test_harmonic_mean=70.0 + 0.1 * pl.col("seed") + pl.col(arms_room.IFALIGN)
     )
-    verdicts = {pair.name: verdict(pair) for pair in paired_by_seed(arms, HM)}
-    assert verdicts["PromptKD + IFAlign"] == "above"
+    verdicts = {pair.name: pair.found.verdict for pair in paired_by_seed(arms, HM)}
+    assert verdicts["PromptKD + IFAlign"] == "supported"
     assert verdicts["PromptKD + EduAttention"] == "not decidable"  # all differences are 0
+    worse = arms.with_columns(test_harmonic_mean=140 - pl.col(HM))
+    assert paired_by_seed(worse, HM)[0].found.verdict == "refuted"
+
+
+def test_what_differences_say_is_what_comparison_says(tmp_path: Path) -> None:
+    pairs = paired_by_seed(rows(tmp_path, fake_run.grid_arms(3)), HM)
+    claims = [Claim(pair.name, pair.differences) for pair in pairs]
+    assert [pair.found for pair in pairs] == compare(claims)
+
+
+def test_an_arm_without_a_finite_score_is_no_half_of_a_pair(tmp_path: Path) -> None:
+    arms = rows(tmp_path, fake_run.grid_arms(3))
+    lost = (pl.col("seed") == 2) & pl.col(arms_room.IFALIGN) & ~pl.col(arms_room.EDU_ATTENTION)
+    broken = arms.with_columns(pl.when(lost).then(float("nan")).otherwise(HM).alias(HM))
+    seeds = {pair.name: pair.seeds for pair in paired_by_seed(broken, HM)}
+    assert (seeds["PromptKD + IFAlign"], seeds["ComKD-CLIP"]) == ((1, 3), (1, 2, 3))
 
 
 def test_what_is_a_seeded_grid(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from comkd_ray.cli import main
 from comkd_ray.config import Study, Tower
 from comkd_ray.data.datasets import ROWS
 from comkd_ray.errors import UserError
-from comkd_ray.plan import RATE, cost_of, make_plan
+from comkd_ray.plan import RATE, cost_of, make_plan, reach_of
 from comkd_ray.protocols import PROTOCOLS, is_transductive
 
 MakeStudy = Callable[..., Study]
@@ -60,6 +60,55 @@ def test_a_list_has_its_arms_in_every_cell_and_each_is_checked(make_study: MakeS
     assert make_plan(listed({}, {"student.alpha": "vector"})).arms == 6
     with pytest.raises(UserError, match=r"train.batch_size: 33, but 32 training images"):
         make_plan(listed({}, {"train.batch_size": 33}))
+
+
+GRID: dict[str, Any] = {
+    "student.ifalign": {"choice": [False, True]},
+    "student.edu_attention": {"choice": [False, True]},
+}
+
+
+@pytest.mark.parametrize(("seeds", "words"), [
+    (3, "3 seeds, 3 claims: smallest p 0.25, 0.75 after Holm; nothing can be decided, 7 seeds could"),
+    (8, "8 seeds, 3 claims: smallest p 0.0078, 0.023 after Holm; effects from 1.5 sd are found in 80% of "
+        "cases"),
+])  # fmt: skip
+def test_a_grid_with_seeds_says_what_it_can_find(make_study: MakeStudy, seeds: int, words: str) -> None:
+    space = {**GRID, "train.seed": {"choice": list(range(seeds))}}
+    plan = make_plan(make_study({"search": {"sampler": "grid", "space": space}}))
+    assert dict(plan.lines())["can find"] == words
+    told = json.loads(plan.as_json())["can_find"]
+    assert (told["seeds"], told["claims"], told["fewest_seeds"]) == (seeds, 3, 7)
+    assert (told["detectable"] is None) == (seeds == 3)
+
+
+def test_claims_are_the_settings_but_the_first_and_seeds_those_of_both(make_study: MakeStudy) -> None:
+    """Of a list, too, where an arm may name its own seed."""
+    space = {"train.seed": {"choice": list(range(8))}}
+    first: list[dict[str, Any]] = [{}, {"student.alpha": "vector"}, {"student.ifalign": False}]
+    crossed = reach_of(make_study({"search": {"sampler": "list", "first": first, "space": space}}))
+    assert crossed is not None
+    assert (crossed.seeds, crossed.claims) == (8, 2)
+    own = [
+        {"train.seed": s, "student.ifalign": on} for on, s in ((True, 1), (True, 2), (False, 2), (False, 3))
+    ]
+    named = reach_of(make_study({"search": {"sampler": "list", "first": own, "space": {}}}))
+    assert named is not None
+    assert (named.seeds, named.claims) == (1, 1)
+
+
+@pytest.mark.parametrize("search", [
+    {"sampler": "grid", "space": GRID},
+    {"sampler": "grid", "space": {"train.seed": {"choice": [1, 2]}}},
+    {"sampler": "tpe", "arms": 8, "space": {**GRID, "train.seed": {"choice": [1, 2]}}},
+])  # fmt: skip
+def test_without_seeds_claims_or_a_known_list_of_arms_nothing_is_foretold(
+    make_study: MakeStudy, search: dict[str, Any]
+) -> None:
+    plan = make_plan(make_study({"search": search}))
+    assert plan.can_find is None
+    assert "can find" not in dict(plan.lines())
+    assert json.loads(plan.as_json())["can_find"] is None
 
 
 def test_nothing_is_written_and_json_is_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

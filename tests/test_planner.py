@@ -88,3 +88,6 @@ def test_a_plan_in_one_line() -> None:
     reach = "8 seeds, 3 claims: smallest p 0.0078, 0.023 after Holm"
     expected = f"{reach}; effects from 1.5 sd are found in 80% of cases"
     assert planner.foretell(planner.plan(8, 3)) == expected
+    assert planner.foretell(planner.plan(1, 1)).startswith(
+        "1 seed, 1 claim: smallest p 1, 1 after Holm; nothing"
+    )

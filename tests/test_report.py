@@ -7,16 +7,19 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 import fake_run
 import polars as pl
 import pytest
 
+from comkd_ray import arms as arms_room
 from comkd_ray import report, results, run
 from comkd_ray.errors import UserError
 from comkd_ray.findings import findings, sentences
 from comkd_ray.markup import Html, join, table, tag, text
+from comkd_ray.planner import seeds_needed
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -96,6 +99,22 @@ def test_headline_of_a_grid_pairs_seeds(tmp_path: Path) -> None:
     assert lines[4].startswith("ComKD-CLIP minus PromptKD, paired by seed (n = 5): ")
     assert "(the smallest that n = 5 can reach is 0.0625): not decidable with 5 seeds." in lines[4]
     assert "Paired by seed: each method minus PromptKD" in body(report.build(folder))
+
+
+def test_headline_of_a_grid_says_what_is_supported_and_what_takes_more_seeds(tmp_path: Path) -> None:
+    """IFAlign is worth 1 in each of 7 seeds; EduAttention -2 to 4, mostly noise."""
+    noise = pl.when(arms_room.EDU_ATTENTION).then(pl.col("seed") - 3).otherwise(0)
+    folder = fake_run.write(tmp_path, fake_run.grid_arms(7), fake_run.study_tree(fake_run.GRID, "grid"))
+    arms = results.read_arms(folder).with_columns(test_harmonic_mean=70.0 + noise + pl.col(arms_room.IFALIGN))
+    found = findings(arms, True)
+    lines = sentences(found)
+    assert lines[2].endswith(
+        "(the smallest that n = 7 can reach is 0.0156): that it scores above is supported."
+    )
+    more = found.paired[1].found.further_seeds
+    expected = f": not decidable. About {more} more seeds would decide it, were the effect seen the true one."
+    assert lines[3].endswith(expected)
+    assert (more or 0) + 7 == seeds_needed(mean(range(-2, 5)) / stdev(range(-2, 5)), 3)
 
 
 def test_best_arm_that_is_promptkd_is_called_so(tmp_path: Path) -> None:

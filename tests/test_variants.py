@@ -101,9 +101,11 @@ def test_differences_to_the_first_are_paired_by_seed(tmp_path: Path) -> None:
     assert (pair.name, pair.baseline, pair.seeds) == ("align_features: raw", "ComKD-CLIP", (1, 2, 3))
     assert pair.differences == pytest.approx(expected)
     every = [row.paired for row in others if row.paired is not None]
-    assert [pair.p_holm for pair in every] == stats.holm([stats.sign_flip_p(p.differences) for p in every])
+    assert [pair.found.p_holm for pair in every] == stats.holm(
+        [stats.sign_flip_p(p.differences) for p in every]
+    )
     assert len(every) == 11
-    assert {tables.variants_table(found_in(readings), readings.scores).rows[n][-1] for n in range(1, 12)} == {
+    assert {tables.variants_table(found_in(readings), readings.scores).rows[n][-2] for n in range(1, 12)} == {
         "not decidable with n = 3"
     }
 
@@ -147,7 +149,7 @@ def test_stability_keeps_precisions_and_weights_apart(tmp_path: Path) -> None:
     ]
     assert [row.n for row in found.rows] == [6] * 4
     assert found.first == [("loss.kd_weight", "1"), ("train.precision", "mixed")]
-    assert [row.paired.estimate.n for row in found.rows[1:] if row.paired is not None] == [6] * 3
+    assert [row.paired.found.n for row in found.rows[1:] if row.paired is not None] == [6] * 3
     rows = {row.name: row.n for row in reference_rows(stability.arms, stability.study)}
     assert rows["PromptKD"] == 6
     modules = section(tmp_path, "modules")
