@@ -13,6 +13,7 @@ from comkd_ray import jobs, study_file
 from comkd_ray.ablation import GridArms
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import ROWS
+from comkd_ray.jobs import arm_identity
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import cells
 
@@ -231,3 +232,18 @@ def test_a_paper_table_has_the_papers_pair_and_promptkds_schedule(path: Path) ->
     assert (teacher.epochs, teacher.batch_size, teacher.lr) == (20, 8, 0.005)
     assert (study.data.views, study.data.shots, study.loss.temperature) == ("epochs", 16, 1.0)
     assert study.selection == "strict"
+
+
+PAIR = ("caltech101", "reference_rows")
+
+
+def test_the_2x2_of_caltech101_is_part_of_its_reference_rows() -> None:
+    """docs/results.md shows one table for both: their arms are the same ones."""
+    grid, rows = (study_file.load(study_file.search_spaces() / f"{name}.yaml") for name in PAIR)
+    arms = [
+        {arm_identity("", study_file.resolve(study, cell)) for cell in study_file.cells(study)}
+        for study in (grid, rows)
+    ]
+    assert len(arms[0]) == 12
+    assert arms[0] < arms[1]
+    assert (grid.data, grid.teacher, grid.student.model) == (rows.data, rows.teacher, rows.student.model)
