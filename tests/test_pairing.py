@@ -75,6 +75,15 @@ def test_seven_equal_signs_are_decidable(tmp_path: Path) -> None:
     assert verdicts["PromptKD + EduAttention"] == "not decidable"  # all differences are 0
 
 
+def test_six_equal_signs_decide_one_comparison_and_not_three(tmp_path: Path) -> None:
+    """1/32 is below 0.05, and three times 1/32 is above."""
+    arms = rows(tmp_path, fake_run.grid_arms(6))
+    three = paired_by_seed(arms, HM)
+    one = paired_by_seed(arms.filter(~pl.col(arms_room.EDU_ATTENTION)), HM)
+    assert [(pair.smallest_p, pair.decidable) for pair in three] == [(1 / 32, False)] * 3
+    assert [(pair.name, pair.decidable) for pair in one] == [("PromptKD + IFAlign", True)]
+
+
 def test_what_is_a_seeded_grid(tmp_path: Path) -> None:
     grid = rows(tmp_path / "grid", fake_run.grid_arms(3))
     tpe = rows(tmp_path / "tpe", fake_run.searched_arms())
