@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from comkd_ray.errors import UserError
-from comkd_ray.protocols import OBJECTIVE, PROTOCOLS, Protocol
+from comkd_ray.protocols import OBJECTIVE, PROTOCOLS, SELECTIONS, Protocol
 from comkd_ray.search_space import Scalar
 
 Row = dict[str, Any]
@@ -102,17 +102,20 @@ class Scores(NamedTuple):
 
 def scores_of(arms: pl.DataFrame) -> Scores:
     """The scores of a table. UserError where rows of several protocols or selections stand together,
-    or where the table is older than protocols.
+    or of one that is not known here.
     """
-    if "protocol" not in arms.columns:
-        raise UserError(
-            "results/arms has no column protocol, so an older version wrote it: run the study again"
-        )
     found = arms.select("protocol", "selection").drop_nulls().unique(maintain_order=True).rows()
     if len(found) > 1:
         kinds = ", ".join(f"{protocol}/{selection}" for protocol, selection in sorted(found))
         raise UserError(f"results/arms holds arms of {kinds}: a report is about one of them")
-    return Scores(*found[0]) if found else Scores("base_to_novel", "strict")  # no arm has a score
+    if not found:  # no arm has a score
+        return Scores("base_to_novel", "strict")
+    for column, value, known in zip(
+        ("protocol", "selection"), found[0], (PROTOCOLS, SELECTIONS), strict=True
+    ):
+        if value not in known:
+            raise UserError(f"results/arms: {column} '{value}' is unknown; known are {', '.join(known)}")
+    return Scores(*found[0])
 
 
 def full_budget(arms: pl.DataFrame) -> pl.DataFrame:

@@ -26,7 +26,8 @@ def teacher_cards(cache: Path) -> list[CardTree]:
         if path.parent.suffix == ".part":  # a build that was killed
             continue
         try:
-            cards.append({"key": path.parent.name} | json.loads(path.read_text(encoding="utf-8")))
+            name = {"key": path.parent.name}  # stands first, and counts
+            cards.append(name | json.loads(path.read_text(encoding="utf-8")) | name)
         except (OSError, ValueError, TypeError):
             continue
     return sorted(cards, key=lambda card: (str(card.get("created", "")), card["key"]))

@@ -30,7 +30,7 @@ def tables(run: Run) -> str:
         parts.append(f"**All scores of arms: {run.scores.warning}.**")
     parts += [_table(reference_table(rows, run.scores)), *remarks(run.arms, run.study, rows)]
     parts += [*_differences(run), *_components(run)]
-    found = comparison(run.study, run.images.get("test"), rows)
+    found = comparison(run.study, run.data, rows)
     if found.gaps:
         parts.append(_table(published_table(found.gaps, run.scores)))
     return "\n\n".join([*parts, *found.words])

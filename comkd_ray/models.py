@@ -54,7 +54,8 @@ class Clip:
 
     name: str
     model: nn.Module
-    tokenize: Callable[[list[str]], Tensor]
+    tokenize: Callable[..., Tensor]
+    """Texts to token ids `[len(texts), T]`, cut at T; `context_length` is another T."""
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -25,15 +25,8 @@ from comkd_ray.errors import UserError
 from comkd_ray.material import METHOD, Card
 from comkd_ray.models import Clip, default_device, load_clip
 from comkd_ray.photographs import Photographs, open_photographs, open_source
-from comkd_ray.prompts import check_visual_depth
-from comkd_ray.stage_one import (
-    StageOne,
-    bank_images,
-    check_text_length,
-    open_stage_one,
-    spoken_by,
-    test_scores,
-)
+from comkd_ray.prompts import check_class_names, check_visual_depth
+from comkd_ray.stage_one import StageOne, bank_images, open_stage_one, spoken_by, test_scores
 from comkd_ray.student import has_visual_prompts
 from comkd_ray.study_file import digest
 from comkd_ray.teacher import build_text
@@ -81,10 +74,11 @@ def _open(study: Study, cache: Path, progress: Progress, device: torch.device) -
         photographs = open_photographs(study, cache, progress)
         source = photographs if study.source is None else open_source(study, cache, progress)
     stage_one = open_stage_one(study, source, cache, progress, device)
-    student = load_clip(study.student, device)
+    student, config = load_clip(study.student, device), study.teacher
+    if config.epochs > 0:  # it speaks about the target's classes too
+        classes = photographs.table.classes
+        check_class_names(stage_one.clip, classes, config.context, config.text_prompt_length)
     _check_shapes(study, student, len(photographs.part(TRAIN)))
-    if study.teacher.epochs > 0:
-        check_text_length(stage_one.clip, photographs.table.classes, study.teacher)
     return _Preparation(study, cache, progress, photographs, stage_one, student, stages)
 
 

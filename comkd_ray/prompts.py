@@ -46,6 +46,11 @@ def _check_depth(tower: nn.Module, depth: int, where: str) -> None:
         raise UserError(f"{where} has {layers} layers, not {depth}")
 
 
+def check_class_names(clip: Clip, classes: tuple[str, ...], context: str, length: int) -> None:
+    """UserError where the prompted text tower has no room for the name of a class."""
+    text_prompt(clip, classes, context, length, depth=1, seed=0)
+
+
 def visual_tokens(clip: Clip, length: int, depth: int, seed: int) -> Tensor:
     """Initial visual prompts `[depth, L, W]`, normal with std 0.02 (PAPER 2.5)."""
     visual = clip.visual
@@ -125,10 +130,21 @@ def text_prompt(
         initial[0] = embedding[words[1:end].to(embedding.device)].cpu()
     else:  # as CoOp: other lengths start from random vectors in the place of placeholder words
         context = " ".join(["X"] * length)
-    tokens = clip.tokenize([f"{context} {name}." for name in classes])
-    if int(tokens.argmax(-1).max()) >= tokens.shape[1] - 1 and tokens.shape[1] - 2 < length + 2:
-        raise UserError(f"{clip.name}: text_prompt_length: {length} leaves no room for class names")
-    return TextPrompt(tokens.to(clip.device), initial.to(clip.device))
+    return TextPrompt(_whole(clip, classes, context, length).to(clip.device), initial.to(clip.device))
+
+
+def _whole(clip: Clip, classes: tuple[str, ...], context: str, length: int) -> Tensor:
+    """Tokens `[C, T]` of every class prompt. UserError where the tokeniser, which is silent, cuts one."""
+    texts = [f"{context} {name}." for name in classes]
+    tokens = clip.tokenize(texts)
+    room = tokens.shape[1]
+    longer = clip.tokenize(texts, context_length=room + 1)[:, :room]  # here a cut prompt has no end yet
+    if cut := (longer != tokens).any(1).nonzero().flatten().tolist():
+        raise UserError(
+            f"{clip.name}: class '{classes[cut[0]]}' does not fit into the {room} tokens of its text tower"
+            f" behind teacher.text_prompt_length: {length}; shorten the prompt or the name"
+        )
+    return tokens
 
 
 def encode_text_prompted(clip: Clip, tokens: Tensor, prompts: Tensor) -> Tensor:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from comkd_ray.config import Study
 
 OBJECTIVE = "objective"
 """Column of the value that epochs and arms are chosen by; `Protocol.objective` names its origin."""
+SELECTIONS: tuple[str, ...] = get_args(Study.model_fields["selection"].annotation)
+"""Values of `selection`."""
 
 
 @dataclass(frozen=True)

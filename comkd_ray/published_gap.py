@@ -6,7 +6,8 @@ does not forbid the gap: a strict study is then read against numbers whose epoch
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from comkd_ray.config import Study, Tower
 from comkd_ray.published import PUBLISHED, SOURCES, TEACHER, TEST_IMAGES, Published, published_for
@@ -20,6 +21,8 @@ OURS = {
     "ComKD-CLIP": "ComKD-CLIP",
 }
 """Published method to the reference row that repeats it."""
+OWN_SPLIT = "a split of our own"
+"""How the recorded `split` of `data/raw.py` begins."""
 BACKBONES = {"teacher": "ViT-L-14", "student": "ViT-B-16"}
 
 
@@ -41,11 +44,15 @@ class Comparison(NamedTuple):
     """What differs, or what to keep in mind, a line each."""
 
 
-def comparison(study: Study | None, test_images: int | None, rows: list[ReferenceRow]) -> Comparison:
-    """The published numbers beside reference rows. test_images: the size of the test part, if known."""
+def comparison(study: Study | None, data: Mapping[str, Any], rows: list[ReferenceRow]) -> Comparison:
+    """The published numbers beside reference rows.
+
+    data: what the run recorded of its data; `split` says where the parts come from, `test` how many
+    images the test part has.
+    """
     if study is None:
         return Comparison([], ["Without study.yaml nothing can be compared with published numbers."])
-    other = differences(study, test_images)
+    other = differences(study, data)
     selection = _selection(study)
     if other:
         phrases = [*other, *([f"selection {study.selection} (published: promptkd)"] if selection else [])]
@@ -83,12 +90,12 @@ def _gap(row: ReferenceRow | None, published: Published) -> Estimate | None:
     return Estimate(n, mean - theirs, sd, *ends)
 
 
-def differences(study: Study, test_images: int | None) -> list[str]:
+def differences(study: Study, data: Mapping[str, Any]) -> list[str]:
     """Why a study cannot be read against the published tables, a phrase each; [] where it can."""
     return [
         phrase
         for phrase in (
-            _other_data(study, test_images),
+            _other_data(study, data),
             _other_source(study),
             _other_tower("teacher", study.teacher),
             _other_tower("student", study.student),
@@ -97,16 +104,19 @@ def differences(study: Study, test_images: int | None) -> list[str]:
     ]
 
 
-def _other_data(study: Study, test_images: int | None) -> str:
-    dataset = study.data.dataset
+def _other_data(study: Study, data: Mapping[str, Any]) -> str:
+    """`data.make_split` alone says little: where the published split file is there, it is used."""
+    dataset, split, test_images = study.data.dataset, str(data.get("split") or ""), data.get("test")
     protocols = sorted({row.protocol for row in PUBLISHED if row.dataset == dataset})
     if not protocols:
         return f"data.dataset {dataset}: nothing is published on it"
     if study.protocol not in protocols:
         return f"protocol {study.protocol} (published on {dataset}: {', '.join(protocols)})"
-    if study.data.make_split:
-        return "data.make_split: a split of our own"
-    if test_images is not None and test_images != TEST_IMAGES[dataset]:
+    if OWN_SPLIT in split:
+        return f"data.make_split: {OWN_SPLIT}"
+    if study.data.make_split and not split:
+        return f"data.make_split: perhaps {OWN_SPLIT}, which split was used is not recorded"
+    if isinstance(test_images, int) and test_images != TEST_IMAGES[dataset]:
         return f"{dataset} with {test_images:,} test images (published: {TEST_IMAGES[dataset]:,})"
     return ""
 

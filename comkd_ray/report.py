@@ -161,7 +161,7 @@ def _variants(run: Run) -> list[Section]:
 
 def _published(run: Run, rows: list[ReferenceRow]) -> Section:
     """Published numbers beside ours where they can be compared; else what differs."""
-    found = comparison(run.study, run.images.get("test"), rows)
+    found = comparison(run.study, run.data, rows)
     parts = [paragraph(_without_home(line), class_="caution") for line in found.words]
     if found.gaps:
         table = plain_table(published_table(found.gaps, run.scores))

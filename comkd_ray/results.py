@@ -144,20 +144,28 @@ def _write_table(run: Path, name: str, rows: Iterable[Row], types: dict[str, Any
 
 
 def read_arms(run: Path) -> pl.DataFrame:
-    """The `arms` table, in the order of `number`. UserError where there is none."""
-    return _read_table(run, "arms").sort("number", "arm")
+    """The `arms` table, in the order of `number`. UserError where there is none, or another's."""
+    return _read_table(run, "arms", ARMS).sort("number", "arm")
 
 
 def read_epochs(run: Path) -> pl.DataFrame:
-    """The `epochs` table. UserError where there is none."""
-    return _read_table(run, "epochs").sort("arm", "epoch")
+    """The `epochs` table. UserError where there is none, or another's."""
+    return _read_table(run, "epochs", EPOCHS).sort("arm", "epoch")
 
 
-def _read_table(run: Path, name: str) -> pl.DataFrame:
+def _read_table(run: Path, name: str, types: Mapping[str, Any]) -> pl.DataFrame:
     parts = sorted((run / "results" / name).glob("*.parquet"))
     if not parts:
         raise UserError(f"{run}: no results/{name}/*.parquet; run `comkd-ray tune` first")
     try:
-        return pl.concat([pl.read_parquet(part) for part in parts], how="diagonal_relaxed")
+        table = pl.concat([pl.read_parquet(part) for part in parts], how="diagonal_relaxed")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{run}/results/{name}: cannot be read: {error}") from None
+    for key, kind in types.items():
+        if key not in table.columns:
+            raise UserError(
+                f"{run}/results/{name} has no column {key}, so another version wrote it: run the study again"
+            )
+        if table.schema[key] not in (kind, pl.Null):
+            raise UserError(f"{run}/results/{name}: column {key} is {table.schema[key]}, not {kind}")
+    return table

@@ -6,7 +6,8 @@ Only the `arms` table has to be there; what else is missing or broken is said, n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,11 +43,15 @@ class Run(NamedTuple):
         return self.study.search.is_enumerated if self.study is not None else None
 
     @property
+    def data(self) -> Mapping[str, Any]:
+        """What was recorded of the data set: its split, classes and counts; empty where nothing was."""
+        return self.provenance.get("data") or {}
+
+    @property
     def images(self) -> dict[str, int]:
         """Images of the parts train, val, test and teacher, where they were counted."""
-        data = self.provenance.get("data") or {}
         parts = ("train", "val", "test", "teacher")
-        return {part: data[part] for part in parts if isinstance(data.get(part), int)}
+        return {part: self.data[part] for part in parts if isinstance(self.data.get(part), int)}
 
     def explained(self) -> list[tuple[str, str]]:
         """(what, from what): who learned from which images, what chose, and what was tested."""
@@ -64,21 +69,51 @@ def read(folder: Path) -> Run:
     except UserError:
         epochs = pl.DataFrame(schema=EPOCHS)
     study, path, words = None, folder / "study.yaml", ""
-    if path.exists():
-        words = path.read_text(encoding="utf-8", errors="replace")
-        try:
-            study = study_file.load(path)
-        except UserError as error:
-            troubles.append(f"study.yaml does not fit this version: {error}")
-    else:
-        troubles.append("study.yaml is missing: ranges of the search are taken from the rows.")
-    provenance: Provenance = {}
     try:
-        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        provenance = found if isinstance(found, dict) else {}
+        words = path.read_text(encoding="utf-8", errors="replace")
+        study = study_file.load(path)
     except FileNotFoundError:
-        troubles.append("provenance.json is missing: versions, machine and hashes are unknown.")
-    except ValueError:
-        troubles.append("provenance.json is no valid JSON: versions, machine and hashes are unknown.")
+        troubles.append("study.yaml is missing: ranges of the search are taken from the rows.")
+    except OSError as error:
+        troubles.append(f"study.yaml cannot be read: {error.strerror}.")
+    except UserError as error:
+        troubles.append(f"study.yaml does not fit this version: {error}")
+    provenance = _provenance(folder / "provenance.json", troubles)
     name = study.study if study is not None else folder.resolve().name
     return Run(name, arms, epochs, scores_of(arms), study, words, provenance, troubles)
+
+
+def _provenance(path: Path, troubles: list[str]) -> Provenance:
+    """What `path` says of the run. What cannot be read or used is left out, and told in `troubles`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        troubles.append("provenance.json is missing: versions, machine and hashes are unknown.")
+        return {}
+    except OSError as error:
+        troubles.append(f"provenance.json cannot be read: {error.strerror}.")
+        return {}
+    except (ValueError, RecursionError):
+        troubles.append("provenance.json is no valid JSON: versions, machine and hashes are unknown.")
+        return {}
+    if not isinstance(found, dict):
+        troubles.append("provenance.json is no JSON object: versions, machine and hashes are unknown.")
+        return {}
+    odd = [key for key, fits in _FACTS.items() if found.get(key) is not None and not fits(found[key])]
+    troubles += [f"provenance.json: {key} cannot be {str(found[key])[:80]!r} and is left out." for key in odd]
+    return {key: value for key, value in found.items() if key not in odd}
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+_FACTS: Mapping[str, Callable[[Any], bool]] = {
+    "wall_seconds": _is_amount,
+    "peak_memory_bytes": _is_amount,
+    "arms_asked": _is_amount,
+    "stages": lambda found: isinstance(found, dict) and all(map(_is_amount, found.values())),
+    "data": lambda found: isinstance(found, dict),
+    "notes": lambda found: isinstance(found, list),
+}
+"""Facts that a report counts with, and what they have to be."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comkd_ray.bank import CENTER, Bank, build_bank, pixels_of
-from comkd_ray.config import Data, Study, Teacher
+from comkd_ray.config import Data, Study
 from comkd_ray.data.datasets import TEST, VAL
 from comkd_ray.data.pixels import Progress
 from comkd_ray.errors import UserError
@@ -27,7 +27,7 @@ from comkd_ray.material import METHOD, TunedTeacher
 from comkd_ray.metrics import accuracies, predict, scores
 from comkd_ray.models import Clip, default_device, load_clip
 from comkd_ray.photographs import Photographs, open_source, shots
-from comkd_ray.prompts import check_text_depth, check_visual_depth, text_prompt
+from comkd_ray.prompts import check_class_names, check_text_depth, check_visual_depth
 from comkd_ray.protocols import protocol_of
 from comkd_ray.study_file import digest
 from comkd_ray.teacher import (
@@ -56,7 +56,8 @@ def open_stage_one(
     config = study.teacher
     if config.epochs > 0:
         check_text_depth(stage.clip, config.text_prompt_depth)
-        check_text_length(stage.clip, photographs.table.classes, config)
+        classes = photographs.table.classes
+        check_class_names(stage.clip, classes, config.context, config.text_prompt_length)
     if stage.clip.is_vit and config.prompt_length > 0:
         check_visual_depth(stage.clip, config.prompt_depth, "teacher")
     if len(stage.few_shots().val_images) == 0 and config.keep == "best" and config.epochs > 0:
@@ -65,11 +66,6 @@ def open_stage_one(
             " teacher learns; set teacher.keep: average"
         )
     return stage
-
-
-def check_text_length(clip: Clip, classes: tuple[str, ...], config: Teacher) -> None:
-    """UserError where the text prompt leaves no room for a class's name."""
-    text_prompt(clip, classes, config.context, config.text_prompt_length, config.text_prompt_depth, seed=0)
 
 
 def bank_images(

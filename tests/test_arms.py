@@ -110,9 +110,11 @@ def test_rows_of_two_selections_are_no_one_report(eight: pl.DataFrame) -> None:
         arms_room.scores_of(pl.concat([eight, other]))
 
 
-def test_a_table_older_than_protocols_is_refused_in_one_line(eight: pl.DataFrame) -> None:
-    with pytest.raises(UserError, match="an older version wrote it: run the study again"):
-        arms_room.scores_of(eight.drop("protocol", "selection"))
+@pytest.mark.parametrize("column", ["protocol", "selection"])
+def test_an_unknown_protocol_or_selection_is_one_line(column: str, eight: pl.DataFrame) -> None:
+    known = {"protocol": "base_to_novel, cross", "selection": "strict, promptkd"}[column]
+    with pytest.raises(UserError, match=f"^results/arms: {column} 'foo' is unknown; known are {known}"):
+        arms_room.scores_of(eight.with_columns(pl.lit("foo").alias(column)))
 
 
 def test_a_stored_value_is_the_same_as_a_declared_one() -> None:

@@ -44,6 +44,12 @@ def test_what_is_no_teacher_is_left_out(tmp_path: Path) -> None:
     assert teacher_cards(tmp_path / "nowhere") == []
 
 
+def test_the_folder_is_the_key_whatever_the_card_says(tmp_path: Path) -> None:
+    (tmp_path / "teachers" / "aa").mkdir(parents=True)
+    (tmp_path / "teachers" / "aa" / "card.json").write_text('{"seed": 1, "key": 5}')
+    assert list(find_teacher(tmp_path, "a").items()) == [("key", "aa"), ("seed", 1)]
+
+
 def test_a_unique_prefix_finds_a_teacher(tmp_path: Path) -> None:
     for key in ("ab12", "ab34", "cd56"):
         store(tmp_path, key, seed=key)

@@ -257,6 +257,11 @@ RAW_DAMAGE: list[tuple[str, Damage, str]] = [
         lambda root: savemat(root / "devkit/cars_meta.mat", {"x": 1}),
         "no MATLAB file with 'class_n",
     ),
+    (
+        "stanford_cars",
+        lambda root: savemat(root / "cars_test_annos_withlabels.mat", {"annotations": np.zeros(3)}),
+        "withlabels.mat: 'annotations' must hold 'class' and 'fname' of every image",
+    ),
     ("stanford_cars", _cars_test_class, "withlabels.mat: class 3 is not in .*cars_meta.mat"),
     (
         "oxford_flowers",
@@ -267,6 +272,16 @@ RAW_DAMAGE: list[tuple[str, Damage, str]] = [
         "oxford_flowers",
         lambda root: (root / "cat_to_name.json").write_text('{"1": "rose"}'),
         "no name for class 3",
+    ),
+    (
+        "oxford_flowers",
+        lambda root: savemat(root / "imagelabels.mat", {"labels": np.ones((2, 2))}),
+        "imagelabels.mat: 'labels' must be one row of class numbers",
+    ),
+    (
+        "oxford_flowers",
+        lambda root: savemat(root / "imagelabels.mat", {"labels": np.array(["a", "b"])}),
+        "imagelabels.mat: 'labels' must be one row of class numbers",
     ),
     (
         "dtd",
@@ -456,6 +471,14 @@ def test_a_split_file_anywhere_in_any_root_will_do(tmp_path: Path) -> None:
     table = opened("split_file", tmp_path, split="splits/mine.json")
     assert contents(table) == expected
     assert (table.root, table.split) == (tmp_path, "split file splits/mine.json")
+
+
+def test_a_listed_path_that_is_too_long_for_the_system_is_one_line(tmp_path: Path) -> None:
+    deep = "/".join(["d" * 200] * 30) + "/1.jpg"
+    rows = {part: [[f"ant/{part}.jpg", 0, "ant"]] for part in ("train", "val")} | {"test": [[deep, 0, "ant"]]}
+    (tmp_path / "split.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"split\.json: folder \.\.\.d+: File name too long"):
+        opened("split_file", tmp_path, split="split.json")
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,15 @@ def test_an_arm_without_a_finite_score_is_no_half_of_a_pair(tmp_path: Path) -> N
     assert (seeds["PromptKD + IFAlign"], seeds["ComKD-CLIP"]) == ((1, 3), (1, 2, 3))
 
 
+def test_six_equal_signs_decide_one_comparison_and_not_three(tmp_path: Path) -> None:
+    """1/32 is below 0.05, and three times 1/32 is above."""
+    arms = rows(tmp_path, fake_run.grid_arms(6))
+    three = paired_by_seed(arms, HM)
+    one = paired_by_seed(arms.filter(~pl.col(arms_room.EDU_ATTENTION)), HM)
+    assert [(pair.smallest_p, pair.decidable) for pair in three] == [(1 / 32, False)] * 3
+    assert [(pair.name, pair.decidable) for pair in one] == [("PromptKD + IFAlign", True)]
+
+
 def test_what_is_a_seeded_grid(tmp_path: Path) -> None:
     grid = rows(tmp_path / "grid", fake_run.grid_arms(3))
     tpe = rows(tmp_path / "tpe", fake_run.searched_arms())

@@ -109,6 +109,21 @@ def test_what_a_change_makes_anew(
     assert {name for name in named if getattr(before, name) != getattr(after, name)} == parts
 
 
+def test_protocol_and_selection_belong_to_the_identity_and_to_nothing_in_the_cache(
+    make_study: MakeStudy, prepared: Prepared, image_folder: Path
+) -> None:
+    """Three studies of one teacher and one set of banks share none of their arms."""
+    source = {"root": str(image_folder), "side": 32, "shots": 3, "views": 1}
+    kinds = [("cross_dataset", "strict"), ("cross_dataset", "promptkd"), ("domain_generalization", "strict")]
+    strict, *others = (
+        prepared(make_study({**QUICK, "protocol": protocol, "selection": selection, "source": source}))[0]
+        for protocol, selection in kinds
+    )
+    for card in others:
+        assert lasting(replace(card, identity=strict.identity)) == lasting(strict)
+    assert len({card.identity for card in (strict, *others)}) == 3
+
+
 def test_views_that_the_teacher_never_sees_do_not_tune_it_again(
     make_study: MakeStudy, prepared: Prepared
 ) -> None:

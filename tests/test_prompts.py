@@ -214,8 +214,19 @@ def test_the_initial_text_prompt_hangs_on_its_seed(clip: Clip) -> None:
 
 
 def test_a_text_prompt_that_leaves_no_room_for_the_class_is_refused(clip: Clip) -> None:
-    with pytest.raises(UserError, match="text_prompt_length: 21 leaves no room for class names"):
+    with pytest.raises(UserError, match=r"class 'sea' does not fit .* 24 tokens .*text_prompt_length: 21"):
         text_prompt(clip, CLASSES, CONTEXT, 21, 1, 1)
+
+
+def test_a_class_name_is_never_cut_in_silence(clip: Clip) -> None:
+    """24 tokens hold start, context, 17 words of a name, full stop and end.
+
+    The last name looks whole where it is cut: a full stop stands there.
+    """
+    text_prompt(clip, (*CLASSES, " ".join(["cat"] * 17)), CONTEXT, 4, 1, 1)
+    for long in (" ".join(["cat"] * 18), " ".join(["cat"] * 17) + ". cat"):
+        with pytest.raises(UserError, match=rf"class '{long}' does not fit into the 24 tokens"):
+            text_prompt(clip, (*CLASSES, long), CONTEXT, 4, 1, 1)
 
 
 def test_text_prompts_deeper_than_the_text_tower_are_refused(clip: Clip) -> None:

@@ -117,10 +117,14 @@ def only_test_images(table: ImageTable) -> ImageTable:
     return replace(table, parts=np.full(len(table.paths), TEST, dtype=np.int8))
 
 
+@pytest.mark.parametrize(
+    ("protocol", "selection"),
+    [("domain_generalization", "strict"), ("cross_dataset", "strict"), ("cross_dataset", "promptkd")],
+)
 def test_a_set_of_test_images_is_cut_so_that_no_student_trains_on_what_it_is_tested_on(
-    study_of: Callable[..., Study], cache: Path
+    protocol: str, selection: str, study_of: Callable[..., Study], cache: Path
 ) -> None:
-    study = study_of("domain_generalization")
+    study = study_of(protocol, selection)
     table = only_test_images(open_photographs(study, cache, lambda *_: None).table)
     cut = arranged(study, table)
     counts = [np.bincount(cut.labels[cut.parts == part], minlength=4).tolist() for part in (TRAIN, VAL, TEST)]

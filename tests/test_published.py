@@ -7,11 +7,13 @@ from statistics import mean
 from typing import Any
 
 import fake_run
+import miniatures
 import pytest
 
 from comkd_ray import results, study_file
 from comkd_ray.arms import Scores
-from comkd_ray.config import Study
+from comkd_ray.config import Data, Study
+from comkd_ray.data.datasets import ROWS, open_dataset
 from comkd_ray.protocols import PROTOCOLS
 from comkd_ray.published import (
     ABLATIONS,
@@ -148,11 +150,11 @@ def study(kind: tuple[str, str] = ("base_to_novel", "promptkd"), **sections: Any
 
 
 def test_the_papers_setting_differs_in_nothing() -> None:
-    assert differences(study(), 19_850) == []
-    assert differences(study(), None) == []
-    assert differences(study(("cross_dataset", "strict")), 19_850) == []
+    assert differences(study(), {"test": 19_850}) == []
+    assert differences(study(), {}) == []
+    assert differences(study(("cross_dataset", "strict")), {"test": 19_850}) == []
     quick = {"model": "ViT-B-16-quickgelu", "pretrained": "openai"}
-    assert differences(study(student=quick), 19_850) == []
+    assert differences(study(student=quick), {"test": 19_850}) == []
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,6 @@ def test_the_papers_setting_differs_in_nothing() -> None:
     [
         ({"data": {"root": "/d"}}, 19_850, "data.dataset folder: nothing is published on it"),
         ({}, 240, "sun397 with 240 test images (published: 19,850)"),
-        ({"data": {**SUN["data"], "make_split": True}}, 19_850, "data.make_split: a split of our own"),
         (
             {"student": {"model": "ViT-B-32", "pretrained": "openai"}},
             19_850,
@@ -180,8 +181,8 @@ def test_the_papers_setting_differs_in_nothing() -> None:
 )
 def test_what_differs_is_named_and_no_gap_is_shown(changed: Any, images: int, phrase: str) -> None:
     other = study(("base_to_novel", "strict"), **changed)
-    assert differences(other, images) == [phrase]
-    found = comparison(other, images, [])
+    assert differences(other, {"test": images}) == [phrase]
+    found = comparison(other, {"test": images}, [])
     assert found.gaps == []
     assert found.words == [
         f"No gap to published numbers is shown. What differs: {phrase}; "
@@ -189,15 +190,31 @@ def test_what_differs_is_named_and_no_gap_is_shown(changed: Any, images: int, ph
     ]
 
 
+def test_a_split_of_our_own_differs_and_a_published_one_found_beside_the_key_does_not(tmp_path: Path) -> None:
+    """`data.make_split` asks for one where the split file is missing; the table says which was used."""
+    photos = miniatures.sun397(tmp_path)
+    keys = {"dataset": "sun397", "root": str(tmp_path), "make_split": True}
+    asked, data = study(data=keys), Data.model_validate(keys)
+
+    def found() -> list[str]:
+        return differences(asked, {"split": open_dataset(data, tmp_path).split, "test": 19_850})
+
+    assert found() == ["data.make_split: a split of our own"]
+    miniatures.write_split_file(tmp_path / ROWS["sun397"].split, photos)
+    assert found() == []
+    (unknown,) = differences(asked, {"test": 19_850})
+    assert "perhaps a split of our own" in unknown
+
+
 def test_another_source_differs() -> None:
     tree = fake_run.rows_tree(("cross_dataset", "promptkd"), **SUN)
     tree["source"] = {"dataset": "caltech101", "root": "/c"}
     other = study_file.build(tree, "fake")
-    assert differences(other, None) == ["source.dataset caltech101 (published: imagenet)"]
+    assert differences(other, {}) == ["source.dataset caltech101 (published: imagenet)"]
 
 
 def test_no_study_file_is_no_comparison() -> None:
-    assert comparison(None, None, []).gaps == []
+    assert comparison(None, {}, []).gaps == []
 
 
 def test_gap_is_ours_minus_published_with_the_interval_of_our_seeds() -> None:
@@ -221,7 +238,7 @@ def test_the_table_shows_every_published_row_beside_ours(tmp_path: Path) -> None
     tree = fake_run.rows_tree(("base_to_novel", "strict"), **SUN)
     arms = results.read_arms(fake_run.write(tmp_path, fake_run.rows_arms(tree)))
     built = study_file.build(tree, "fake")
-    found = comparison(built, 19_850, reference_rows(arms, built))
+    found = comparison(built, {"test": 19_850}, reference_rows(arms, built))
     assert "favours them" in found.words[-1]
     head, lines = published_table(found.gaps, Scores("base_to_novel", "strict"))
     assert head[1] == "published: base / novel / harmonic mean"

@@ -140,6 +140,33 @@ def test_no_full_budget_arm_is_said_and_reported(tmp_path: Path, status: str, wo
     assert ("Failed arms" in words) == (status == "failed")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("wall_seconds", "x"),
+        ("wall_seconds", float("nan")),
+        ("arms_asked", "x"),
+        ("peak_memory_bytes", [1]),
+        ("stages", {"bank": "x"}),
+        ("data", [1]),
+        ("notes", 1),
+    ],
+)
+def test_a_fact_that_cannot_be_is_left_out_and_told(study: Path, key: str, value: Any) -> None:
+    (study / "provenance.json").write_text(json.dumps(fake_run.provenance(**{key: value})))
+    assert f"provenance.json: {key} cannot be" in body(report.build(study))
+    assert key not in run.read(study).provenance
+
+
+@pytest.mark.parametrize("name", ["study.yaml", "provenance.json"])
+def test_a_folder_in_the_place_of_a_file_is_told(study: Path, name: str) -> None:
+    (study / name).unlink()
+    (study / name).mkdir()
+    (trouble,) = run.read(study).troubles
+    assert trouble == f"{name} cannot be read: Is a directory."
+    assert trouble in body(report.build(study))
+
+
 def test_report_without_study_provenance_and_epochs(tmp_path: Path) -> None:
     folder = fake_run.write(tmp_path / "bare", fake_run.searched_arms())
     shutil.rmtree(folder / "results" / "epochs")

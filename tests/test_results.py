@@ -163,6 +163,18 @@ def test_missing_and_damaged_tables_are_said_in_one_line(tmp_path: Path) -> None
         results.read_arms(tmp_path)
 
 
+@pytest.mark.parametrize("column", ["number", "protocol", "selection", "searched", "objective"])
+def test_a_table_of_another_version_is_said_with_the_column(column: str, tmp_path: Path) -> None:
+    part = fake_run.write(tmp_path, fake_run.searched_arms(2)) / "results" / "arms" / "part-0.parquet"
+    arms = pl.read_parquet(part)
+    arms.drop(column).write_parquet(part)
+    with pytest.raises(UserError, match=rf"results/arms has no column {column}, so another version wrote it"):
+        results.read_arms(tmp_path)
+    arms.with_columns(pl.lit(True).alias(column)).write_parquet(part)
+    with pytest.raises(UserError, match=rf"results/arms: column {column} is Boolean, not "):
+        results.read_arms(tmp_path)
+
+
 def test_the_short_records_of_these_tests_are_records(tmp_path: Path) -> None:
     one = outer.record("abc", 40.0)
     results.write_record(tmp_path, one["arm"], one["epochs"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from comkd_ray.data.splits import base_count, few_shot, mix64, split_by_class
+from comkd_ray.data.splits import base_count, few_shot, mix64, read_split_file, split_by_class
 from comkd_ray.errors import UserError
 
 CLASSES = ("ant", "bee", "cat")
@@ -99,3 +102,20 @@ def test_parts_of_a_class_do_not_hang_on_other_classes() -> None:
 def test_a_class_too_small_for_the_parts_is_named() -> None:
     with pytest.raises(UserError, match="class 'bee' has 2 images, 3 are needed"):
         split_by_class(np.array([0, 0, 0, 1, 1]), 1, (0.5, 0.2, 0.3), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "message"),
+    [
+        ("a" * 256 + "/1.jpg", "ant", "no file system takes a name of over 255 bytes"),
+        ("ant/" + "ä" * 128, "ant", "no file system takes a name of over 255 bytes"),
+        ("\ud800/1.jpg", "ant", r"'\\ud800/1.jpg' is no valid Unicode"),
+        ("ant/1.jpg", "ant \ud800", r"'ant \\ud800' is no valid Unicode"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused(path: str, name: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    parts = {part: [[f"ant/{part}.jpg", 0, "ant"]] for part in ("train", "val")}
+    file.write_text(json.dumps({**parts, "test": [[path, 0, name]]}))
+    with pytest.raises(UserError, match=rf"split\.json: test\[0\].*{message}"):
+        read_split_file(file)

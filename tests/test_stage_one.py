@@ -25,7 +25,7 @@ from comkd_ray.errors import UserError
 from comkd_ray.material import read_teacher, read_text
 from comkd_ray.models import Clip
 from comkd_ray.photographs import open_source
-from comkd_ray.prepare import prepare
+from comkd_ray.prepare import check, prepare
 from comkd_ray.protocols import PROTOCOLS
 from comkd_ray.stage_one import open_stage_one, tune_teacher
 from comkd_ray.teacher import FewShots, class_features, encode_prompted
@@ -155,6 +155,30 @@ def test_one_teacher_serves_many_targets(
     assert first.identity != second.identity
 
 
+@pytest.mark.parametrize("place", ["source", "data"])
+def test_a_class_name_too_long_for_the_prompt_is_refused_before_anything_is_tuned(
+    place: str, study_of: StudyOf, fruit: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    name = " ".join(["very"] * 20)
+    other = shutil.copytree({"source": fruit, "data": image_folder}[place], tmp_path / "other")
+    for folder in list(other.rglob({"source": "berry", "data": "sea"}[place])):
+        folder.rename(folder.with_name(name))
+    with pytest.raises(UserError, match=f"class '{name}' does not fit"):
+        check(study_of("cross_dataset", {f"{place}.root": str(other)}), tmp_path, quiet)
+
+
+def test_shots_of_a_source_are_drawn_by_its_own_seed(study_of: StudyOf, cache: Path) -> None:
+    """`data.split_seed` says nothing about them."""
+
+    def images(**seeds: int) -> list[int]:
+        overrides = {f"{section}.split_seed": seed for section, seed in seeds.items()}
+        return taught(study_of("cross_dataset", overrides), cache).images.tolist()
+
+    same = [images(source=1, data=seed) for seed in (1, 2, 3)]
+    assert same[0] == same[1] == same[2]
+    assert images(source=2, data=1) != same[0]
+
+
 def test_a_source_is_banked_no_further_than_it_teaches_and_is_measured(
     study_of: StudyOf, tmp_path: Path, clip_folders: dict[str, Path]
 ) -> None:
@@ -184,6 +208,14 @@ def test_what_is_not_kept_does_not_change_the_teacher(study_of: StudyOf, cache: 
     assert key(keep="last", average_mean=1) == key(keep="last", average_mean=2)
     assert key(keep="average", average_mean=1) != key(keep="average", average_mean=2)
     assert key(keep="last") != key(keep="best")
+
+
+def test_the_number_of_views_it_learns_from_belongs_to_the_teacher(study_of: StudyOf, cache: Path) -> None:
+    """The same few shots under one view or two."""
+    studies = [study_of("base_to_novel", {"data.views": views}) for views in (1, 2)]
+    assert taught(studies[0], cache).images.tolist() == taught(studies[1], cache).images.tolist()
+    keys = [tune_teacher(study, cache, quiet).key for study in studies]
+    assert keys[0] != keys[1]
 
 
 # The card ---------------------------------------------------------------------------------------

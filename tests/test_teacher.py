@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -439,6 +440,16 @@ def test_text_features_are_encoded_once_for_each_list_of_classes(
 def stored(visual: Tensor | None = None) -> TunedTeacher:
     text = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
     return TunedTeacher("key", visual, text, {"epoch": 3, "val_accuracy": 70.0})
+
+
+def test_the_digest_of_a_teacher_hangs_on_its_tensors() -> None:
+    """The same recipe, and so the same key, may give others on another machine."""
+    visual = torch.full((3, 2, 48), math.pi)
+    one = stored(visual)
+    assert one.digest == stored(visual.clone()).digest
+    assert one.text is not None
+    others = [stored(visual + 1e-6), stored(), replace(one, text=one.text + 1e-6), replace(one, key="other")]
+    assert len({teacher.digest for teacher in (one, *others)}) == 5
 
 
 def never() -> TunedTeacher:

@@ -68,8 +68,11 @@ def missing(
 
 
 def _files_inside(folder: Path, homes: Sequence[Path], file: Path) -> set[str]:
-    if not folder.is_dir():
-        return set()
+    try:
+        if not folder.is_dir():
+            return set()
+    except OSError as error:  # a path too long, or a folder closed to us
+        raise UserError(f"{file}: folder ...{str(folder)[-60:]}: {error.strerror}") from None
     files = [entry for entry in _entries(folder) if entry.is_file()]
     for path in [folder, *(Path(entry.path) for entry in files if entry.is_symlink())]:
         real = path.resolve()

@@ -141,13 +141,20 @@ def cars(root: Path) -> Raw:
     names = [str(name) for name in np.atleast_1d(_matlab(meta, "class_names"))]
 
     def entries(folder: str, file: Path) -> list[Entry]:
+        try:
+            rows = [
+                (int(row["class"]) - 1, row["fname"]) for row in np.atleast_1d(_matlab(file, "annotations"))
+            ]
+        except (IndexError, TypeError, ValueError, OverflowError):
+            raise UserError(
+                f"{file}: 'annotations' must hold 'class' and 'fname' of every image; fetch it again"
+            ) from None
         found = []
-        for row in np.atleast_1d(_matlab(file, "annotations")):
-            label = int(row["class"]) - 1
+        for label, image in rows:
             if not 0 <= label < len(names):
                 raise UserError(f"{file}: class {label + 1} is not in {meta}; fetch both again")
             model, _, year = names[label].rpartition(" ")
-            found.append((splits.inside(f"{folder}/{row['fname']}", str(file)), label, f"{year} {model}"))
+            found.append((splits.inside(f"{folder}/{image}", str(file)), label, f"{year} {model}"))
         return found
 
     train = entries("cars_train", root / "devkit" / "cars_train_annos.mat")
@@ -162,12 +169,17 @@ def flowers(root: Path) -> Raw:
         names = {int(number) - 1: str(name) for number, name in json.loads(text).items()}
     except (ValueError, AttributeError):
         raise UserError(f"{file}: must be a JSON object of number and name; fetch it again") from None
+    listed = root / "imagelabels.mat"
+    try:
+        labels = [int(number) - 1 for number in np.atleast_1d(_matlab(listed, "labels")).tolist()]
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{listed}: 'labels' must be one row of class numbers; fetch it again") from None
     entries = []
-    for i, number in enumerate(np.atleast_1d(_matlab(root / "imagelabels.mat", "labels")).tolist(), 1):
-        if (label := int(number) - 1) not in names:
-            raise UserError(f"{file}: no name for class {int(number)}; fetch it again")
+    for i, label in enumerate(labels, 1):
+        if label not in names:
+            raise UserError(f"{file}: no name for class {label + 1}; fetch it again")
         entries.append((f"image_{i:05}.jpg", label, names[label]))
-    return Raw(entries, [], root / "imagelabels.mat")
+    return Raw(entries, [], listed)
 
 
 def _matlab(file: Path, name: str) -> Any:

@@ -23,6 +23,8 @@ SOURCES = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 """Where every file of a data set is to be had, and where it belongs."""
 HELD_OUT = 50
 """Images a class that become validation where a large data set has none (PAPER 6.20)."""
+LONGEST_NAME = 255
+"""Bytes of a file's or folder's name on common file systems."""
 
 Entry = tuple[str, int, str]  # image path, label, class name
 
@@ -71,6 +73,7 @@ def _entry(row: object, place: str) -> Entry:
             pass
         case _:
             raise UserError(f"{place} must be [image path, label, class name], not {str(row)[:80]}")
+    _check_text(name, place)
     return inside(path, place), label, name
 
 
@@ -78,7 +81,20 @@ def inside(path: str, place: str) -> str:
     """A listed path in its plain form; `place` says where it stands. UserError if it leads out."""
     if posixpath.isabs(path) or ".." in path.split("/") or "\\" in path or "\0" in path:
         raise UserError(f"{place}: {path!r} leaves the image folder; paths must stay inside it")
+    _check_text(path, place)
+    if max(len(name.encode()) for name in path.split("/")) > LONGEST_NAME:
+        raise UserError(
+            f"{place}: {path[:40]!r}...: no file system takes a name of over {LONGEST_NAME} bytes; correct it"
+        )
     return posixpath.normpath(path)
+
+
+def _check_text(text: str, place: str) -> None:
+    """JSON can write half of a pair of surrogates, which no file and no screen can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{place}: {ascii(text)[:80]} is no valid Unicode; correct it") from None
 
 
 def read_lines(file: Path) -> list[tuple[str, str]]:
