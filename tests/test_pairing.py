@@ -97,8 +97,8 @@ def test_six_equal_signs_decide_one_comparison_and_not_three(tmp_path: Path) -> 
     arms = rows(tmp_path, fake_run.grid_arms(6))
     three = paired_by_seed(arms, HM)
     one = paired_by_seed(arms.filter(~pl.col(arms_room.EDU_ATTENTION)), HM)
-    assert [(pair.smallest_p, pair.decidable) for pair in three] == [(1 / 32, False)] * 3
-    assert [(pair.name, pair.decidable) for pair in one] == [("PromptKD + IFAlign", True)]
+    assert [(pair.found.smallest_p, pair.found.decidable) for pair in three] == [(1 / 32, False)] * 3
+    assert [(pair.name, pair.found.decidable) for pair in one] == [("PromptKD + IFAlign", True)]
 
 
 def test_what_is_a_seeded_grid(tmp_path: Path) -> None:
