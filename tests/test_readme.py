@@ -15,6 +15,9 @@ import polars as pl
 import pytest
 
 from comkd_ray.cli import main
+from comkd_ray.report import page
+from comkd_ray.run import read
+from comkd_ray.study_file import load, search_spaces
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +52,13 @@ def test_every_command_of_ours_parses() -> None:
             command, words = command.commands[words[0]], words[1:]
         with click.Context(command) as context:
             command.make_parser(context).parse_args(list(words))
+
+
+def test_the_committed_sample_is_one_that_this_version_reports() -> None:
+    run = read(ROOT / "reports" / "quickstart")
+    assert run.provenance["sample"] is True
+    assert len(run.arms) == load(search_spaces() / "quickstart.yaml").search.arms
+    assert "ComKD-CLIP" in page(run)
 
 
 @pytest.mark.slow
