@@ -35,7 +35,7 @@ def main() -> None:
       comkd-ray bank ls                               teacher banks that the cache holds
 
     \b
-    Exit codes: 0 done, 1 failed, 2 bad input, 3 some arms failed,
+    Exit codes: 0 done, 1 no arm finished, 2 bad input, 3 some arms failed,
     5 faults were found in a data set or a bank, 130 interrupted.
     """
 
@@ -72,7 +72,7 @@ def tune(
 
     quiet_libraries(verbose)
     if dry_run:
-        _show_plan(loaded, as_json)
+        _show_plan(loaded, (reports / loaded.study).absolute(), resume, as_json)
         return
     from comkd_ray.cluster import set_environment
 
@@ -94,13 +94,19 @@ def tune(
         sys.exit(SOME_FAILED)
 
 
-def _show_plan(study: Any, as_json: bool) -> None:
-    from comkd_ray.plan import make_plan
+def _show_plan(study: Any, run: Path, resume: bool, as_json: bool) -> None:
+    from comkd_ray.cluster import set_environment
 
+    set_environment(None)
+    from comkd_ray.plan import make_plan
+    from comkd_ray.study_run import check_run
+
+    check_run(study, run, resume)
     plan = make_plan(study)
     if as_json:
         click.echo(plan.as_json())
         return
+    click.echo(f"{'study':<26} {study.study}, into {run}")
     for what, much in plan.lines():
         click.echo(f"{what:<26} {much}")
 
@@ -137,7 +143,7 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown instead.")
 @plain_errors
 def report(run: Path, markdown: bool) -> None:
-    """Rebuild RUN/report.html from RUN/results alone."""
+    """Rebuild RUN/report.html from RUN/results, its study.yaml and its provenance.json."""
     if markdown:
         from comkd_ray.markdown import tables
         from comkd_ray.run import read

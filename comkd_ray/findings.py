@@ -150,6 +150,8 @@ def _choice(found: Findings, best: Row) -> str:
         warned += "estimate of new images."
     else:
         seen = f"{how}. The search saw no test label."
+        if found.scores.rules.labels != "all":
+            seen += " That score counts agreement with the teacher, so it does not compare with a test score."
         warned = (
             f"The best of {found.full} is optimistic: its validation score was picked for being high{luck}."
         )

@@ -89,7 +89,10 @@ def _cell(arms: pl.DataFrame, method: Method, score: str) -> CellInfo:
 
 
 def modules_plot(info: ModulesInfo) -> go.Figure:
-    """Every arm as a point beside the mean of its cell with its 95 % t-interval."""
+    """Every arm as a point beside the mean of its cell; with its 95 % t-interval from three arms on.
+
+    Two arms have an interval so wide that it hides every point.
+    """
     figure, cells = go.Figure(), info.cells
     for place, cell in enumerate(cells):
         color, symbol = style(cell.method)
@@ -139,7 +142,7 @@ def _spread(place: int, count: int) -> list[float]:
 
 def _means(cells: Sequence[CellInfo]) -> go.Scatter:
     known = [(place, c.estimate) for place, c in enumerate(cells) if c.estimate is not None]
-    halves = [0.0 if e.high is None else e.high - e.mean for _, e in known]
+    halves = [0.0 if e.high is None or e.n < 3 else e.high - e.mean for _, e in known]
     texts = [
         f"n = {e.n}" + ("" if e.sd is None else f", sd {e.sd:.2f}, {e.low:.2f} to {e.high:.2f}")
         for _, e in known

@@ -116,7 +116,7 @@ def _headline(run: Run, found: Findings) -> Section:
 def _notices(run: Run) -> Html:
     """What the reader has to know before the first number."""
     lines = []
-    if run.provenance.get("demo_weights"):
+    if run.provenance.get("demo_weights") or _is_demo(run):
         lines.append(
             "demo weights (ImageNet + MiniLM joint space), not CLIP: the numbers show that the "
             "tool works; they say nothing about CLIP or about the paper."
@@ -180,6 +180,13 @@ def _published(run: Run, rows: list[ReferenceRow]) -> Section:
     return "published", "Published numbers", join(parts)
 
 
+def _is_demo(run: Run) -> bool:
+    """Whether the rows themselves say that the student ships with the package."""
+    if "student.model" not in run.arms.columns:
+        return False
+    return any(str(model).startswith("assets:") for model in run.arms["student.model"].unique())
+
+
 def _source(run: Run) -> Section:
     shown = _without_home(run.study_text)
     parts: list[object] = [provenance_tables(_plain(run.provenance))]
@@ -187,8 +194,8 @@ def _source(run: Run) -> Section:
         parts.append(details("study.yaml, resolved", tag("pre", shown)))
     parts.append(
         paragraph(
-            "All numbers on this page come from results/arms/*.parquet and "
-            "results/epochs/*.parquet beside it.",
+            "Every score on this page comes from results/arms/*.parquet and results/epochs/*.parquet beside "
+            "it; wall time, memory and numbers of images from provenance.json.",
         )
     )
     return "provenance", "Provenance", join([text(part) for part in parts])

@@ -146,7 +146,7 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
         ("student.prompt_depth=9", "student.prompt_depth: "),
         ("teacher.text_prompt_depth=9", "teacher.text_prompt_depth: "),
         ("student.image_size=64", "image_size"),
-        ("data.root=none", "none: no such folder; data.root must be the folder of the data set"),
+        ("data.root=none", "none: no such folder; root must be the folder of the data set"),
         ("data.dataset=caltech101", f"{SPLIT}: no such split file"),
         ("data.shots=6", "training images, data.shots asks for 6"),
         ("train.batch_size=21", "20 training images, fewer than train.batch_size: 21"),

@@ -171,7 +171,7 @@ def table_of(listing: Listing) -> ImageTable:
 def list_images(data: Data, root: Path, progress: Progress) -> Listing:
     """What the files of a data set say; listed images may still be missing."""
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; data.root must be the folder of the data set")
+        raise UserError(f"{root}: no such folder; root must be the folder of the data set")
     row = ROWS.get(data.dataset)
     if data.make_split and (row is None or row.raw is None):
         raise UserError(f"data.make_split: {data.dataset} takes none; its parts are given. Remove the key")
