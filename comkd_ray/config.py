@@ -236,12 +236,3 @@ class Study(Section):
     train: Train = Train()
     search: Search
     compute: Compute = Compute()
-
-    @model_validator(mode="after")
-    def _needed_source(self) -> Study:
-        needs = self.protocol in ("cross_dataset", "domain_generalization")
-        if needs and self.source is None:
-            raise ValueError(f"protocol {self.protocol} needs a section source: what the teacher learns on")
-        if not needs and self.source is not None:
-            raise ValueError(f"protocol {self.protocol} takes no section source")
-        return self

@@ -83,6 +83,12 @@ def open_source(study: Study, cache: Path, progress: Progress) -> Photographs:
     return _store(study.source, table, study, cache, progress)
 
 
+def open_both(study: Study, cache: Path, progress: Progress) -> tuple[Photographs, Photographs]:
+    """What the student learns from, and what the teacher learns from: opened once where it is the same."""
+    photographs = open_photographs(study, cache, progress)
+    return photographs, photographs if study.source is None else open_source(study, cache, progress)
+
+
 def target_table(study: Study, progress: Progress) -> ImageTable:
     """The images of `data`, in the parts that the protocol uses."""
     return arranged(study, open_dataset(study.data, asset_path(study.data.root), progress))
@@ -121,6 +127,12 @@ def shots(study: Study, table: ImageTable) -> Images:
     return splits.few_shot(table.labels, train, data.shots, data.split_seed, table.classes, key)
 
 
+def teacher_views(study: Study) -> int:
+    """Views that the teacher sees of each image: it sees one an epoch, and no more than there are."""
+    views, epochs = (study.source or study.data).views, max(1, study.teacher.epochs)
+    return min(views, epochs) if isinstance(views, int) else epochs
+
+
 def _check_source(study: Study, source: ImageTable, target: ImageTable) -> None:
     """No labelled image of the source is tested on, and another domain has the same classes."""
     labelled = np.concatenate([source.select(TRAIN), source.select(VAL)])
@@ -132,9 +144,9 @@ def _check_source(study: Study, source: ImageTable, target: ImageTable) -> None:
             " use another data set, or the same split"
         )
     unknown = sorted(set(target.classes) - set(source.classes))
-    if study.protocol == "domain_generalization" and unknown:
+    if protocol_of(study).same_classes and unknown:
         raise UserError(
-            f"data: class '{unknown[0]}' is none of the source's; domain_generalization needs the same"
+            f"data: class '{unknown[0]}' is none of the source's; {study.protocol} needs the same"
             " classes, cross_dataset does not"
         )
 

@@ -26,7 +26,7 @@ from comkd_ray.data.folders import silent
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
 from comkd_ray.models import model_name
-from comkd_ray.photographs import shots, source_table, target_table
+from comkd_ray.photographs import shots, source_table, target_table, teacher_views
 from comkd_ray.prepare import view_count
 from comkd_ray.protocols import explain, is_transductive
 from comkd_ray.search_space import Dimension, Scalar
@@ -144,12 +144,11 @@ def _stage_one(study: Study, table: ImageTable, learned: int, teacher: Cost) -> 
 
     table: what the teacher learns from. Its own validation and test images are seen for its card.
     """
-    config, data = study.teacher, study.source or study.data
+    config = study.teacher
     evaluated = len(table.select(VAL)) + len(table.select(TEST))
     known = 0 if study.source is None else evaluated  # the study's own are in the zero-shot bank
     if not teacher.prompted:
-        views = min(data.views, config.epochs) if isinstance(data.views, int) else config.epochs
-        return views * learned + known
+        return teacher_views(study) * learned + known
     watched = len(table.select(VAL)) * config.epochs if config.keep == "best" else 0
     return config.epochs * learned * (1 + BACKWARD) + watched + evaluated + known
 

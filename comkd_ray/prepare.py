@@ -24,7 +24,7 @@ from comkd_ray.data.pixels import Progress
 from comkd_ray.errors import UserError
 from comkd_ray.material import METHOD, Card
 from comkd_ray.models import Clip, default_device, load_clip
-from comkd_ray.photographs import Photographs, open_photographs, open_source
+from comkd_ray.photographs import Photographs, open_both, open_photographs
 from comkd_ray.prompts import check_class_names, check_visual_depth
 from comkd_ray.stage_one import StageOne, bank_images, open_stage_one, spoken_by, test_scores
 from comkd_ray.student import has_visual_prompts
@@ -71,8 +71,7 @@ def prepare(study: Study, cache: Path, progress: Progress) -> Card:
 def _open(study: Study, cache: Path, progress: Progress, device: torch.device) -> _Preparation:
     stages: dict[str, float] = {}
     with _timed(stages, "pixels"):
-        photographs = open_photographs(study, cache, progress)
-        source = photographs if study.source is None else open_source(study, cache, progress)
+        photographs, source = open_both(study, cache, progress)
     stage_one = open_stage_one(study, source, cache, progress, device)
     student, config = load_clip(study.student, device), study.teacher
     if config.epochs > 0:  # it speaks about the target's classes too

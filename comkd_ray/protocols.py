@@ -34,6 +34,8 @@ class Protocol:
     """Base and novel classes are evaluated apart."""
     has_source: bool
     """The teacher learns on a data set of its own, `source`."""
+    same_classes: bool
+    """`data` shows classes of the source, in another domain."""
     shares_test: bool
     """Under `promptkd`, the student trains on the test images themselves, without their labels (5.14)."""
     labels: str
@@ -67,6 +69,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         teacher="labelled images of base classes",
         has_halves=True,
         has_source=False,
+        same_classes=False,
         shares_test=False,
         labels="base",
     ),
@@ -75,6 +78,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         teacher="labelled images of all classes of the source",
         has_halves=False,
         has_source=True,
+        same_classes=False,
         shares_test=False,
         labels="none",
     ),
@@ -83,6 +87,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         teacher="labelled images of all classes of the source",
         has_halves=False,
         has_source=True,
+        same_classes=True,
         shares_test=True,
         labels="none",
     ),
@@ -91,6 +96,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         teacher="labelled images of all classes",
         has_halves=False,
         has_source=False,
+        same_classes=False,
         shares_test=False,
         labels="all",
     ),

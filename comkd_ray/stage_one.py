@@ -26,7 +26,7 @@ from comkd_ray.losses import normalize
 from comkd_ray.material import METHOD, TunedTeacher
 from comkd_ray.metrics import accuracies, predict, scores
 from comkd_ray.models import Clip, default_device, load_clip
-from comkd_ray.photographs import Photographs, open_source, shots
+from comkd_ray.photographs import Photographs, open_source, shots, teacher_views
 from comkd_ray.prompts import check_class_names, check_text_depth, check_visual_depth
 from comkd_ray.protocols import protocol_of
 from comkd_ray.study_file import digest
@@ -130,15 +130,13 @@ class StageOne:
 
     def few_shots(self) -> FewShots:
         """Labelled images, and validation images, of the classes that the teacher learns."""
-        photographs, given = self.photographs, self.data.views
+        photographs = self.photographs
         labels, learned = photographs.labels, photographs.base
         val = photographs.part(VAL)
         val = val[labels[val] < learned]
         images = shots(self.study, photographs.table)
-        epochs = max(1, self.study.teacher.epochs)  # it sees no further view
-        views = min(given, epochs) if isinstance(given, int) else epochs
         classes = photographs.table.classes[:learned]
-        return FewShots(images, labels[images], val, labels[val], classes, views)
+        return FewShots(images, labels[images], val, labels[val], classes, teacher_views(self.study))
 
     def tune(self) -> TunedTeacher:
         """The teacher of this study, from the cache if it was tuned before."""

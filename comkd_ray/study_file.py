@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from comkd_ray import search_space
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
+from comkd_ray.protocols import protocol_of
 from comkd_ray.search_space import Overrides, Scalar
 
 LOCAL_DIR = "local-dir:"
@@ -112,8 +113,20 @@ def build(tree: Json, origin: str) -> Study:
         raise UserError(f"{origin}: {_explain(error)}") from None
     except (TypeError, ValueError, RecursionError):
         raise UserError(f"{origin}: values are texts, numbers, true, false, null, lists, mappings") from None
+    _check_source(study, origin)
     _check_space(study, origin)
     return study
+
+
+def _check_source(study: Study, origin: str) -> None:
+    """A section `source` stands where the protocol has one, and nowhere else."""
+    needs = protocol_of(study).has_source
+    if needs and study.source is None:
+        raise UserError(
+            f"{origin}: protocol {study.protocol} needs a section source: what the teacher learns on"
+        )
+    if not needs and study.source is not None:
+        raise UserError(f"{origin}: protocol {study.protocol} takes no section source")
 
 
 def _set(tree: Json, text: str) -> None:

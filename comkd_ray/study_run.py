@@ -24,7 +24,7 @@ from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
 from comkd_ray.material import Card, is_ready, read_card, write_card
 from comkd_ray.optuna_search import OptunaArms
-from comkd_ray.photographs import open_photographs, open_source, shots
+from comkd_ray.photographs import open_both, shots
 from comkd_ray.plan import count_arms
 from comkd_ray.progress import Screen, Watch
 from comkd_ray.protocols import objective_of
@@ -182,8 +182,7 @@ class _Run:
 
     def write_begin(self) -> None:
         """What is known before anything ran."""
-        photographs = open_photographs(self.study, self.cache, lambda *_: None)
-        source = open_source(self.study, self.cache, lambda *_: None)
+        photographs, source = open_both(self.study, self.cache, lambda *_: None)
         data, table = self.study.data, photographs.table
         broken = sorted({*photographs.store.broken, *source.store.broken})
         now = datetime.now(UTC).isoformat(timespec="seconds")

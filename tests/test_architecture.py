@@ -34,7 +34,7 @@ ALLOWED = {
     "markup": "|",
     "search_space": "|",
     "config": "search_space |",
-    "study_file": "config errors search_space |",
+    "study_file": "config errors protocols search_space |",
     "cache": "errors |",
     "protocols": "config |",
     # data
