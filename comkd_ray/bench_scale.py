@@ -10,13 +10,12 @@ from __future__ import annotations
 import gc
 import random
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from comkd_ray import jobs, progress, provenance, report, results, study_file
 from comkd_ray.config import Study
@@ -60,13 +59,16 @@ class Costs:
         self.found[name] = min(spent)
 
     def held(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` makes, with its seconds and the memory that this process then has more."""
-        gc.collect()
-        before = psutil.Process().memory_info().rss
+        """What `make` makes, with its seconds and, made once more, the memory that it keeps."""
         with self.timed(f"{name}_seconds"):
             made = make()
+        del made
         gc.collect()
-        self.found[f"{name}_memory"] = max(0, psutil.Process().memory_info().rss - before)
+        tracemalloc.start()
+        made = make()
+        gc.collect()
+        self.found[f"{name}_memory"] = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
         return made
 
 

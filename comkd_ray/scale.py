@@ -23,6 +23,8 @@ from comkd_ray.plan import Images, Plan, plan_of
 GPUS = (8, 64, 1000)
 CLASSES = 1000
 SHOTS = 16
+COHORT = 8
+"""Arms of a cohort; fewer where there are not as many cohorts as GPUs."""
 WIDTH = 768
 """D of ViT-L/14, in float16 in the bank."""
 LISTED = 1e-4
@@ -37,6 +39,7 @@ class Scaled:
 
     study: str
     slots: int
+    arms_per_trial: int
     bank_bytes: int
     shards: int
     pixel_bytes: int
@@ -56,7 +59,7 @@ class Scaled:
     """Values of arms that the driver writes into the journal."""
 
 
-def imagenet(arms: int = 1000, few: bool = False) -> tuple[Study, Plan]:
+def imagenet(arms: int = 1000, few: bool = False, arms_per_trial: int = COHORT) -> tuple[Study, Plan]:
     """A search of so many arms on all training images, or on SHOTS a class; its val is the test part."""
     tree: dict[str, Any] = {
         "study": "imagenet-16-shot" if few else "imagenet",
@@ -66,7 +69,7 @@ def imagenet(arms: int = 1000, few: bool = False) -> tuple[Study, Plan]:
         "student": {"model": "ViT-B-16", "pretrained": "openai"},
         "train": {"epochs": 20, "batch_size": 32},
         "search": {
-            "arms": arms, "arms_per_trial": 8, "halving": {"eta": 3, "min_epochs": 2},
+            "arms": arms, "arms_per_trial": arms_per_trial, "halving": {"eta": 3, "min_epochs": 2},
             "space": {"loss.temperature": {"float": [0.5, 4.0]}, "train.lr": {"float": [1e-3, 1e-2]}},
         },
         "compute": {"gpus": 1, "cpus": 8},
@@ -99,6 +102,7 @@ def on(study: Study, plan: Plan, slots: int) -> Scaled:
     return Scaled(
         study=study.study,
         slots=slots,
+        arms_per_trial=study.search.arms_per_trial,
         bank_bytes=plan.bank_bytes,
         shards=Layout.of(train, plan.views).shards,
         pixel_bytes=plan.pixel_bytes,
@@ -117,13 +121,17 @@ def on(study: Study, plan: Plan, slots: int) -> Scaled:
 
 def all_scales(arms: int, gpus: Sequence[int] = GPUS) -> list[Scaled]:
     """All images and the few shots, on each cluster."""
-    return [on(*planned, slots) for planned in (imagenet(arms), imagenet(arms, few=True)) for slots in gpus]
+
+    def cohort(slots: int) -> int:
+        return max(1, min(COHORT, arms // slots))
+
+    return [on(*imagenet(arms, few, cohort(slots)), slots) for few in (False, True) for slots in gpus]
 
 
 def table(found: Sequence[Scaled]) -> list[str]:
     """All of them, for people."""
     head = (
-        "study             GPUs   bank GB  pixels GB  prepare h    wall h   GPU-hours  used  tail h"
+        "study             GPUs  cohort   bank GB  pixels GB  prepare h    wall h   GPU-hours  used  tail h"
         "  died  lost  read GB/s  reports/s  notes/s"
     )
     return [head, *(_line(one) for one in found)]
@@ -131,8 +139,9 @@ def table(found: Sequence[Scaled]) -> list[str]:
 
 def _line(one: Scaled) -> str:
     return (
-        f"{one.study:<16}{one.slots:>6}{one.bank_bytes / 1e9:>10.1f}{one.pixel_bytes / 1e9:>11.1f}"
-        f"{one.prepare_seconds / 3600:>11.2f}{one.wall_seconds / 3600:>10.1f}{one.device_hours:>12,.0f}"
-        f"{one.utilisation:>6.0%}{one.tail_seconds / 3600:>8.1f}{one.failures:>6}{one.lost:>6.0f}"
-        f"{one.read_bytes_per_second / 1e9:>11.2f}{one.reports_per_second:>11.3f}{one.notes_per_second:>9.3f}"
+        f"{one.study:<16}{one.slots:>6}{one.arms_per_trial:>8}{one.bank_bytes / 1e9:>10.1f}"
+        f"{one.pixel_bytes / 1e9:>11.1f}{one.prepare_seconds / 3600:>11.2f}{one.wall_seconds / 3600:>10.1f}"
+        f"{one.device_hours:>12,.0f}{one.utilisation:>6.0%}{one.tail_seconds / 3600:>8.1f}"
+        f"{one.failures:>6}{one.lost:>6.0f}{one.read_bytes_per_second / 1e9:>11.2f}"
+        f"{one.reports_per_second:>11.3f}{one.notes_per_second:>9.3f}"
     )

@@ -102,7 +102,8 @@ def test_banks_of_imagenet_are_its_images_and_views() -> None:
 def test_more_gpus_end_sooner_until_cohorts_run_out(clusters: list[scale.Scaled]) -> None:
     eight, many = clusters[:2]
     assert many.wall_seconds < eight.wall_seconds
-    assert many.utilisation < eight.utilisation  # 64 arms are 8 cohorts
+    assert (eight.arms_per_trial, many.arms_per_trial) == (8, 1)  # 64 arms are 8 cohorts, or 64
+    assert many.device_hours > eight.device_hours  # of the starts; and arms do not know of each other
     assert many.read_bytes_per_second >= eight.read_bytes_per_second
 
 
