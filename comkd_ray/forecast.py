@@ -45,14 +45,8 @@ HANDOVER = 0.05
 """Seconds between two cohorts on one warm actor: 100 empty trials took 5.3 s (2 cores, Ray 2.60)."""
 END = 2.0
 """Seconds from the last arm to the report and the end of Ray; 20 arms, 2 cores."""
-ASSUMED = {
-    "import_seconds": 10.0,
-    "list_seconds": 5.0,
-    "load_teacher": 5.0,
-    "load_student": 2.0,
-    "decode": 0.001,
-}
-"""Where nothing is measured: seconds of a process; of an image, on 16 cores that decode 60 a second each."""
+BUSY = 0.1
+"""Share of the machine's CPU time for others, from which a probe is not to be believed."""
 PROMPTED, BANKED = "prompted", "banked"
 
 
@@ -93,13 +87,16 @@ class Forecast:
         full = f"{found.full_arms:.0f} arms to the last epoch" + (
             f", {found.lost:.0f} lost" if found.lost else ""
         )
-        random = [("random weights", ", ".join(self.pace.random_towers))] if self.pace.random_towers else []
+        remarks = [("random weights", ", ".join(self.pace.random_towers))] if self.pace.random_towers else []
+        if self.pace.others > BUSY:
+            words = f"other processes took {self.pace.others:.0%} of this machine during the probe"
+            remarks.append(("busy machine", f"{words}: all of this is too long"))
         return [
             ("expected wall time", f"{duration(self.seconds)} on {counted(self.slots, 'slot')} ({where})"),
             ("of which", parts),
             ("search", f"{told}; {full}"),
             ("device-hours", f"{self.device_hours:.3g} {self.kind}-hours"),
-            *random,
+            *remarks,
         ]
 
     def as_tree(self) -> dict[str, object]:
@@ -200,8 +197,9 @@ def _cells(study: Study) -> Iterator[Arm]:
 def cohorts_of(study: Study, plan: Plan, pace: Pace) -> Iterator[list[Group]]:
     """The cohorts of the search, each as its structures."""
     arms, vit = list(arms_of(study, plan.arms)), cost_of(study.student).is_vit
-    for first in range(0, len(arms), study.search.arms_per_trial):
-        together = partition(arms[first : first + study.search.arms_per_trial])
+    size = cohort_size(study)
+    for first in range(0, len(arms), size):
+        together = partition(arms[first : first + size])
         yield [group_of(group, plan, pace, vit) for group in together]
 
 
@@ -228,7 +226,8 @@ def group_of(arms: Sequence[Arm], plan: Plan, pace: Pace, vit: bool) -> Group:
 def counted_pace(study: Study) -> Pace:
     """Towers by their operations at `plan.RATE`, nothing else measured: for a cluster that is not at hand.
 
-    Text towers, crops, projector and attention are left out.
+    Text towers, crops, projector and attention are left out; a process and an image to decode (16 cores that
+    decode 60 a second each) have round numbers.
     """
     teacher, student = (cost_of(tower).flops / RATE for tower in (study.teacher, study.student))
     frozen = study.teacher.image_l1_weight > 0 or study.teacher.logit_kl_weight > 0
@@ -244,7 +243,11 @@ def counted_pace(study: Study) -> Pace:
         inputs=0.0,
         steps={PROMPTED: Line(0.0, BACKWARD * student), BANKED: nothing},
         evaluations={PROMPTED: Line(0.0, student), BANKED: nothing},
-        **ASSUMED,
+        import_seconds=10.0,
+        list_seconds=5.0,
+        load_teacher=5.0,
+        load_student=2.0,
+        decode=0.001,
     )
 
 
@@ -256,7 +259,13 @@ def expect(study: Study, plan: Plan, probed: bool, slots: int | None) -> Forecas
     slots = slots or own_slots(study, os.cpu_count() or 1, torch.cuda.device_count())
     if not probed:
         return forecast(study, plan, counted_pace(study), slots)
-    return forecast(study, plan, probe(study, kinds_of(study, cost_of(study.student).is_vit)), slots)
+    kinds = kinds_of(study, cost_of(study.student).is_vit)
+    return forecast(study, plan, probe(study, kinds, cohort_size(study)), slots)
+
+
+def cohort_size(study: Study) -> int:
+    """Arms of a cohort."""
+    return study.search.arms_per_trial
 
 
 def own_slots(study: Study, cores: int, gpus: int) -> int:

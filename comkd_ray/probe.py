@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -92,13 +93,18 @@ class Pace:
     """An evaluated image, by kind of arm."""
     random_towers: tuple[str, ...] = ()
     """Towers that were given random weights."""
+    others: float = 0.0
+    """Share of this machine's CPU time that other processes took meanwhile."""
     seconds: float = 0.0
     """What the probe took."""
 
 
-def probe(study: Study, kinds: Mapping[str, Study]) -> Pace:
-    """Measure. kinds: the arm that stands for its kind. UserError for what `tune` would refuse too."""
-    begun, device = time.perf_counter(), device_of(study)
+def probe(study: Study, kinds: Mapping[str, Study], arms: int) -> Pace:
+    """Measure. kinds: the arm that stands for its kind; arms: of a cohort.
+
+    UserError for what `tune` would refuse too.
+    """
+    begun, others, device = time.perf_counter(), _Others(), device_of(study)
     torch.set_num_threads(max(1, int(study.compute.cpus)))
     listing, table = _timed(lambda: target_table(study, silent))
     taught = source_table(study, table, silent)
@@ -108,7 +114,7 @@ def probe(study: Study, kinds: Mapping[str, Study]) -> Pace:
         (load_teacher, (teacher, random_teacher)), (load_student, (student, random_student)) = loads
         images = _Towers(study, photographs, teacher, student)
         material = random_material(photographs, student, teacher.width)
-        cohorts = {kind: _Cohorts(arm, material, images.student_image) for kind, arm in kinds.items()}
+        cohorts = {kind: _Cohorts(arm, material, images.student_image, arms) for kind, arm in kinds.items()}
         random_towers = {study.teacher.model: random_teacher, study.student.model: random_student}
         return Pace(
             where=f"{device.type}, {torch.get_num_threads()} threads",
@@ -125,6 +131,7 @@ def probe(study: Study, kinds: Mapping[str, Study]) -> Pace:
             steps={kind: one.step() for kind, one in cohorts.items()},
             evaluations={kind: one.evaluation() for kind, one in cohorts.items()},
             random_towers=tuple(name for name, drawn in random_towers.items() if drawn),
+            others=others.share(),
             seconds=time.perf_counter() - begun,
         )
 
@@ -161,6 +168,25 @@ def typical_seconds(work: Callable[[], object], device: torch.device) -> float:
     while sum(spent) < SHARE:
         spent.append(once())
     return statistics.median(spent)
+
+
+class _Others:
+    """CPU time that other processes take from now on: two torch threads beside them wait for each other."""
+
+    def __init__(self) -> None:
+        self.before = self.now()
+
+    @staticmethod
+    def now() -> tuple[float, float, float]:
+        """Seconds of all cores so far, those that were busy, and those of this process and its children."""
+        machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = machine.idle + getattr(machine, "iowait", 0.0)
+        mine = own.user + own.system + own.children_user + own.children_system
+        return sum(machine[:8]), sum(machine[:8]) - idle, mine
+
+    def share(self) -> float:
+        total, busy, mine = (now - before for now, before in zip(self.now(), self.before, strict=True))
+        return min(1.0, max(0.0, (busy - mine) / total)) if total > 0 else 0.0
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -311,12 +337,11 @@ def fitted(measure: Callable[[int], float], most: int) -> Line:
 
 
 class _Cohorts:
-    """Cohorts of one kind of arm, of one arm and of `arms_per_trial`."""
+    """Cohorts of one kind of arm, of one arm and of `most`."""
 
-    def __init__(self, study: Study, material: Material, image_seconds: float) -> None:
+    def __init__(self, study: Study, material: Material, image_seconds: float, most: int) -> None:
         """image_seconds: of the student's tower, to know beforehand what would take too long."""
-        self.study, self.material, self.image_seconds = study, material, image_seconds
-        self.most = study.search.arms_per_trial
+        self.study, self.material, self.image_seconds, self.most = study, material, image_seconds, most
         cohort, _ = cohort_of(study, material, 1)
         self.batch = cohort.train_images[: study.train.batch_size]
         seconds = typical_seconds(inputs_of(cohort, self.batch), cohort.device)

@@ -219,10 +219,11 @@ def test_slots_are_simulated_and_nothing_is_written(tiny: Path) -> None:
 
 
 def test_a_probe_tells_what_it_measured(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "probe", lambda study, kinds: replace(PACE, random_towers=("ViT-B-16",)))
+    monkeypatch.setattr(room, "probe", lambda *_: replace(PACE, random_towers=("ViT-B-16",), others=0.3))
     plain = ask(str(tiny), "--dry-run", "--probe", "--slots", "1").stdout
     assert "(probe of 20 s: a test)" in plain
     assert "random weights" in plain
+    assert "other processes took 30% of this machine" in plain
 
 
 @pytest.mark.parametrize("words", [["--probe"], ["--slots", "2"]])

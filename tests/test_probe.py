@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, cpu: None) -> None:
 
 
 def measured(study: Study) -> Pace:
-    return probe(study, kinds_of(study, True))
+    return probe(study, kinds_of(study, True), study.search.arms_per_trial)
 
 
 def test_every_piece_is_measured_and_nothing_stays(
@@ -46,7 +47,7 @@ def test_every_piece_is_measured_and_nothing_stays(
     assert (set(found.steps), set(found.evaluations)) == ({PROMPTED, BANKED}, {PROMPTED, BANKED})
     assert found.where == "cpu, 1 threads"
     numbers = [v for v in flatten(asdict(found)).values() if isinstance(v, float)]
-    assert len(numbers) == 11 + 8
+    assert len(numbers) == 12 + 8
     assert all(math.isfinite(value) and value >= 0 for value in numbers)
     assert min(found.teacher_image, found.student_image, found.teacher_step, found.decode, found.inputs) > 0
     assert found.steps[PROMPTED].at(3) > found.steps[BANKED].at(3)
@@ -75,6 +76,20 @@ def test_a_tower_that_would_be_downloaded_gets_random_weights() -> None:
 def test_what_tune_would_refuse_is_refused(make_study: MakeStudy) -> None:
     with pytest.raises(UserError, match="no model of open_clip has this name"):
         measured(make_study({"student.model": "ViT-B-61", "student.pretrained": "openai"}))
+
+
+def test_time_of_other_processes_is_told_apart() -> None:
+    """Our own work is not others'; that of a process which is not our child is."""
+    others = room._Others()
+    begun = time.process_time()
+    while time.process_time() - begun < 0.1:
+        pass
+    total, busy, own = (now - before for now, before in zip(others.now(), others.before, strict=True))
+    assert own >= 0.09
+    assert 0 <= others.share() <= 1
+    others.before = tuple(now - more for now, more in zip(others.now(), (10.0, 6.0, 2.0), strict=True))
+    assert others.share() == pytest.approx(0.4, abs=0.02)
+    assert total >= busy - 0.05
 
 
 # Time and lines --------------------------------------------------------------------------------
