@@ -59,7 +59,7 @@ class Images:
     """Labelled images that the teacher learns from; 0 for a zero-shot teacher."""
     learned_classes: int
     watched: int
-    """Validation images of what the teacher learns on."""
+    """Validation images of the classes that the teacher learns."""
     source: int
     """Validation and test images of `source`; 0 where there is none."""
     stored: int
@@ -142,13 +142,14 @@ def count_images(study: Study) -> Images:
     parts = {name: len(table.select(part)) for name, part in (("train", TRAIN), ("val", VAL), ("test", TEST))}
     if is_transductive(study):
         parts["train"] = parts["test"]
+    learned = learned_classes(study, source)
     stores = [(study.data, table)] + ([] if study.source is None else [(study.source, source)])
     return Images(
         parts=parts,
         classes=len(table.classes),
         learned=0 if study.teacher.epochs == 0 else len(shots(study, source)),
-        learned_classes=learned_classes(study, source),
-        watched=len(source.select(VAL)),
+        learned_classes=learned,
+        watched=int((source.labels[source.select(VAL)] < learned).sum()),
         source=0 if study.source is None else len(source.select(VAL)) + len(source.select(TEST)),
         stored=sum(len(own.paths) for _, own in stores),
         stored_bytes=sum(3 * data.side**2 * len(own.paths) for data, own in stores),
