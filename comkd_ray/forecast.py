@@ -2,8 +2,8 @@
 
 The pace is measured (`probe.py`), or counted: operations at `plan.RATE`, for machines that are not at
 hand. What Ray takes is a constant here, because a probe starts none. Assumed: arms are drawn at random
-(as TPE's first ones are) and leave as a share; an arm that differs in shape counts as the commonest of
-its kind; no arm repeats another; nothing is in the cache.
+(as TPE's first ones are; `longer` says what its taste may add) and leave as a share; an arm that differs
+in shape counts as the commonest of its kind; no arm repeats another; nothing is in the cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
 import torch
@@ -64,6 +64,8 @@ class Forecast:
     kind: str
     """GPU or CPU."""
     search: Timeline
+    longer: float
+    """How much longer, should the search prefer prompted arms."""
     pace: Pace
 
     @property
@@ -92,12 +94,18 @@ class Forecast:
             words = f"other processes took {self.pace.others:.0%} of this machine during the probe"
             remarks.append(("busy machine", f"{words}: all of this is too long"))
         return [
-            ("expected wall time", f"{duration(self.seconds)} on {counted(self.slots, 'slot')} ({where})"),
+            ("expected wall time", f"{self._wall()} on {counted(self.slots, 'slot')} ({where})"),
             ("of which", parts),
             ("search", f"{told}; {full}"),
             ("device-hours", f"{self.device_hours:.3g} {self.kind}-hours"),
             *remarks,
         ]
+
+    def _wall(self) -> str:
+        if self.longer < 1:
+            return duration(self.seconds)
+        most = duration(self.seconds + self.longer)
+        return f"{duration(self.seconds)}, up to {most} should TPE come to prefer arms with visual prompts,"
 
     def as_tree(self) -> dict[str, object]:
         """Plain values for machines; spans of cohorts are left out."""
@@ -107,7 +115,12 @@ class Forecast:
             name: getattr(self.search, name)
             for name in ("seconds", "busy_seconds", "utilisation", "tail_seconds", "lost")
         }
-        own = {"seconds": self.seconds, "device_hours": self.device_hours, "slots": self.slots}
+        own = {
+            "seconds": self.seconds,
+            "longer": self.longer,
+            "device_hours": self.device_hours,
+            "slots": self.slots,
+        }
         return own | {"stages": self.stages, "kind": self.kind, "search": search, "pace": asdict(self.pace)}
 
 
@@ -120,25 +133,25 @@ def forecast(study: Study, plan: Plan, pace: Pace, slots: int, failures_per_hour
     preparing = opening + pace.load_teacher
     each = pace.import_seconds + opening + (GROUP_START if group else ACTOR_START)
     cluster = Cluster(slots, each, each if group else HANDOVER, failures_per_hour, compute.retries)
-    found = simulate(list(cohorts_of(study, plan, pace)), cluster)
-    builders = (
-        1
-        if 0 < compute.gpus < 1
-        else min(slots * max(1, group), Layout.of(plan.images["train"], plan.views).shards)
+    arms = list(arms_of(study, plan.arms))
+    found, most = (
+        simulate(list(cohorts_of(some, study, plan, pace)), cluster)
+        for some in (arms, preferring_prompts(arms, study))
     )
-    begin = pace.import_seconds + preparing + RAY_START + GROUP_START + pace.import_seconds + preparing
+    shards = Layout.of(plan.images["train"], plan.views).shards
+    builders = 1 if 0 < compute.gpus < 1 else min(slots * max(1, group), shards)
+    banks = plan.teacher_images * pace.teacher_image + plan.student_images * pace.student_image
     stages = {
-        "start": begin,
+        "start": RAY_START + GROUP_START + 2 * (pace.import_seconds + preparing),  # driver and worker
         "pixels": plan.stored * pace.decode,
         "teacher": teacher_seconds(study, plan, pace),
-        "bank": (plan.teacher_images * pace.teacher_image + plan.student_images * pace.student_image)
-        / builders,
+        "bank": banks / builders,
         "search": found.seconds,
         "end": END,
     }
     held = stages["teacher"] + builders * stages["bank"] + max(1, group) * found.busy_seconds
     devices, kind = (compute.gpus, "GPU") if compute.gpus else (compute.cpus, "CPU")
-    return Forecast(slots, stages, held, devices, kind, found, pace)
+    return Forecast(slots, stages, held, devices, kind, found, most.seconds - found.seconds, pace)
 
 
 def teacher_seconds(study: Study, plan: Plan, pace: Pace) -> float:
@@ -146,10 +159,9 @@ def teacher_seconds(study: Study, plan: Plan, pace: Pace) -> float:
     config = study.teacher
     zero_shot = config.epochs == 0 or config.text_l1_weight > 0 or config.logit_kl_weight > 0
     spoken = plan.learned_classes * zero_shot + plan.classes * (config.epochs == 0)
-    once = (plan.learned_classes + 3 * plan.classes) / len(
-        imagenet_templates()
-    )  # its card, its words, references
-    return plan.teacher_steps * pace.teacher_step + (spoken + once) * pace.class_text
+    once = plan.learned_classes + 3 * plan.classes  # the card, its words, two references
+    texts = spoken + once / len(imagenet_templates())
+    return plan.teacher_steps * pace.teacher_step + texts * pace.class_text
 
 
 def kinds_of(study: Study, vit: bool) -> dict[str, Study]:
@@ -194,10 +206,21 @@ def _cells(study: Study) -> Iterator[Arm]:
             yield Arm(identity, arm)
 
 
-def cohorts_of(study: Study, plan: Plan, pace: Pace) -> Iterator[list[Group]]:
+def preferring_prompts(arms: list[Arm], study: Study) -> list[Arm]:
+    """The same, were TPE to draw prompted arms alone: they take longest, and are often the better ones."""
+    vit = cost_of(study.student).is_vit
+    prompted = [arm.study for arm in arms if not arm.protected and kind_of(arm.study, vit) == PROMPTED]
+    if study.search.sampler != "tpe" or not prompted:
+        return arms
+    return [
+        arm if arm.protected or kind_of(arm.study, vit) == PROMPTED else replace(arm, study=prompted[0])
+        for arm in arms
+    ]
+
+
+def cohorts_of(arms: Sequence[Arm], study: Study, plan: Plan, pace: Pace) -> Iterator[list[Group]]:
     """The cohorts of the search, each as its structures."""
-    arms, vit = list(arms_of(study, plan.arms)), cost_of(study.student).is_vit
-    size = cohort_size(study)
+    vit, size = cost_of(study.student).is_vit, cohort_size(study)
     for first in range(0, len(arms), size):
         together = partition(arms[first : first + size])
         yield [group_of(group, plan, pace, vit) for group in together]

@@ -33,6 +33,7 @@ from comkd_ray.forecast import (
 )
 from comkd_ray.plan import RATE, Plan, cost_of, make_plan
 from comkd_ray.probe import Line, Pace
+from comkd_ray.simulate import Cluster, simulate
 
 MakeStudy = Callable[..., Study]
 PACE = Pace(
@@ -130,7 +131,7 @@ def test_cells_that_differ_in_nothing_are_one_arm(make_study: MakeStudy) -> None
 def test_a_cohort_is_cut_into_structures_and_each_has_its_kind(make_study: MakeStudy) -> None:
     space = {"student.prompt_length": {"choice": [0, 2]}, "train.seed": {"choice": [1, 2, 3]}}
     study, plan = planned(make_study({"search": {"sampler": "grid", "arms_per_trial": 6, "space": space}}))
-    ((banked, prompted),) = cohorts_of(study, plan, PACE)
+    ((banked, prompted),) = cohorts_of(list(arms_of(study, 99)), study, plan, PACE)
     assert (banked.arms, banked.arm_seconds) == (3, pytest.approx(24 * 0.001 + 40 * 0.0005))
     assert (banked.base_seconds, prompted.arms) == (0.0, 3)
     assert prompted.base_seconds == pytest.approx(24 * (0.01 + 2 * 0.001) + 40 * 0.002)  # two more seeds
@@ -139,9 +140,25 @@ def test_a_cohort_is_cut_into_structures_and_each_has_its_kind(make_study: MakeS
 def test_halving_reaches_the_simulation(make_study: MakeStudy) -> None:
     over = {"search.arms": 8, "train.epochs": 9, "search.halving": {"eta": 3, "min_epochs": 1}}
     study, plan = planned(make_study(over))
-    ((group,),) = cohorts_of(study, plan, PACE)
+    ((group,),) = cohorts_of(list(arms_of(study, 99)), study, plan, PACE)
     assert (group.rungs, group.eta, group.epochs) == ((1, 3), 3, 9)
     assert forecast(study, plan, PACE, 1).search.full_arms < 2
+
+
+def test_a_search_that_prefers_prompts_takes_longer(make_study: MakeStudy) -> None:
+    """Named arms stay as they are; random draws have no taste; a grid knows its arms."""
+    space = {"student.prompt_length": {"choice": [0, 2]}}
+    search = {"arms": 20, "first": [{"student.prompt_length": 0}], "space": space}
+    study, plan = planned(make_study({"search": search}))
+    prompted = list(arms_of(make_study({"search.arms": 19}), 19))
+    found = forecast(study, plan, PACE, 1)
+    as_if = simulate(
+        list(cohorts_of([*arms_of(study, 1), *prompted], study, plan, PACE)), Cluster(1, 6.5, HANDOVER)
+    )
+    assert found.search.seconds + found.longer == pytest.approx(as_if.seconds)
+    assert found.longer > 0
+    for sampler in ({"sampler": "random"}, {"sampler": "grid", "first": []}):
+        assert forecast(*planned(make_study({"search": search | sampler})), PACE, 1).longer == 0
 
 
 def test_the_commonest_shape_stands_for_its_kind(make_study: MakeStudy) -> None:
