@@ -24,7 +24,7 @@ GPUS = (8, 64, 1000)
 CLASSES = 1000
 SHOTS = 16
 COHORT = 8
-"""Arms of a cohort; fewer where there are not as many cohorts as GPUs."""
+"""Arms of a cohort."""
 WIDTH = 768
 """D of ViT-L/14, in float16 in the bank."""
 LISTED = 1e-4
@@ -120,12 +120,13 @@ def on(study: Study, plan: Plan, slots: int) -> Scaled:
 
 
 def all_scales(arms: int, gpus: Sequence[int] = GPUS) -> list[Scaled]:
-    """All images and the few shots, on each cluster."""
-
-    def cohort(slots: int) -> int:
-        return max(1, min(COHORT, arms // slots))
-
-    return [on(*imagenet(arms, few, cohort(slots)), slots) for few in (False, True) for slots in gpus]
+    """All images and the few shots, on each cluster, in cohorts of COHORT and in those that keep it busy."""
+    return [
+        on(*imagenet(arms, few, cohort), slots)
+        for few in (False, True)
+        for slots in gpus
+        for cohort in sorted({COHORT, max(1, min(COHORT, arms // slots))}, reverse=True)
+    ]
 
 
 def table(found: Sequence[Scaled]) -> list[str]:
