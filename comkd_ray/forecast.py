@@ -231,19 +231,25 @@ def group_of(arms: Sequence[Arm], plan: Plan, pace: Pace, vit: bool) -> Group:
     study, kind = arms[0].study, kind_of(arms[0].study, vit)
     step, evaluation, batch = pace.steps[kind], pace.evaluations[kind], study.train.batch_size
     seen = plan.images["train"] // batch * batch
-    looked = plan.images["val"] + plan.images["test"]
+    looked, tested = looked_at(plan)
     seeds = len({arm.study.train.seed for arm in arms})
     further = (seeds - 1) * pace.inputs if kind == PROMPTED else 0.0
-    halving = study.search.halving
+    halving, processes = study.search.halving, max(1, workers(study.compute))
     return Group(
         arms=len(arms),
         epochs=study.train.epochs,
-        arm_seconds=(seen * step.slope + looked * evaluation.slope) / max(1, workers(study.compute)),
+        arm_seconds=(seen * step.slope + looked * evaluation.slope) / processes,
         base_seconds=seen * (step.base + further) + looked * evaluation.base,
         rungs=tuple(rung_epochs(halving, study.train.epochs)),
         eta=halving.eta if halving else 1,
         protected=sum(arm.protected for arm in arms),
+        end_seconds=tested * evaluation.slope / processes,
     )
+
+
+def looked_at(plan: Plan) -> tuple[int, int]:
+    """Images that an arm is evaluated on after each epoch, and once more when it ends."""
+    return plan.images["val"] + plan.images["test"], 0
 
 
 def counted_pace(study: Study) -> Pace:

@@ -35,9 +35,11 @@ class Group:
     eta: int = 2
     protected: float = 0.0
     """Of these arms, those that never leave."""
+    end_seconds: float = 0.0
+    """Of an arm when it leaves or ends."""
 
     def __post_init__(self) -> None:
-        times = self.arm_seconds, self.base_seconds
+        times = self.arm_seconds, self.base_seconds, self.end_seconds
         if not (0 <= self.protected <= self.arms and self.epochs >= 1 and min(times) >= 0 and self.eta >= 1):
             raise ValueError(f"no group of arms can be {self}")
         if list(self.rungs) != sorted(set(self.rungs)) or not all(0 < r < self.epochs for r in self.rungs):
@@ -226,8 +228,9 @@ class _Search:
             self.arm_epochs += (epoch - before) * running.arms
             self.cohort_epochs += epoch - before
             if epoch < group.epochs:
-                self.leave(running, group, epoch)
+                now += self.leave(running, group, epoch) * group.end_seconds
             else:
+                now += running.arms * group.end_seconds
                 self.finish(running)
         if running.groups:
             self.plan(running, now)
@@ -242,14 +245,18 @@ class _Search:
         running.groups.popleft()
         self.enter(running)
 
-    def leave(self, running: _Running, group: Group, rung: int) -> None:
-        """The weakest go; an arm that comes to a rung again, in another try, counts there once."""
+    def leave(self, running: _Running, group: Group, rung: int) -> float:
+        """How many go, the weakest; an arm that comes to a rung again, in another try, counts there once."""
         came = max(running.arms, running.own.get(rung, 0.0))
         more = came - running.own.get(rung, 0.0)
         running.own[rung] = came
         self.reached[rung] = self.reached.get(rung, 0.0) + more
         known = running.known.get(rung, 0.0) + came
-        running.arms = min(running.arms, staying(came, group.protected, known, group.eta))
+        before, running.arms = (
+            running.arms,
+            min(running.arms, staying(came, group.protected, known, group.eta)),
+        )
+        return before - running.arms
 
     def die(self, running: _Running, now: float) -> None:
         """Try again: what ended keeps its record, the rest begins at its first epoch."""

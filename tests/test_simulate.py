@@ -82,6 +82,11 @@ def test_protected_arms_stay_and_take_places_of_others() -> None:
     assert simulate([[replace(NINE, protected=9)]], Cluster(1)).seconds == 81.0
 
 
+def test_an_arm_that_leaves_or_ends_takes_its_last_look() -> None:
+    """Six, two and one arms, half a second each, beside the 21 s that they train."""
+    assert simulate([[replace(NINE, end_seconds=0.5)]], Cluster(1)).seconds == 21.0 + 4.5
+
+
 # The rule --------------------------------------------------------------------------------------
 
 
@@ -148,6 +153,7 @@ def test_slots_without_a_cohort_are_idle_from_the_start() -> None:
 
 @pytest.mark.parametrize("wrong", [
     {"arms": -1}, {"epochs": 0}, {"arm_seconds": -1.0}, {"base_seconds": -1.0}, {"protected": 10},
+    {"end_seconds": -1.0},
     {"rungs": (3, 1)}, {"rungs": (9,)}, {"rungs": (0,)}, {"eta": 0},
 ])  # fmt: skip
 def test_a_group_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
