@@ -4,13 +4,11 @@
 
 Nothing is kept, no Ray starts. Photographs are the study's own; the teacher's features are random
 numbers, as time does not depend on values, and so are the weights of a tower that would have to be
-downloaded. Each time is the median of as many runs as fit into SHARE seconds, after one that is not
-counted; where that one took longer than LONG, it counts. `forecast.py` puts the pieces together.
+downloaded. `forecast.py` puts the pieces together.
 """
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,10 +16,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,14 +33,11 @@ from comkd_ray.material import Material
 from comkd_ray.models import Clip, load_clip, model_name
 from comkd_ray.photographs import TEMPLATE, Photographs, learned_classes, source_table, target_table
 from comkd_ray.protocols import is_transductive
-from comkd_ray.rehearsal import cohort_of, first_prompts, inputs_of, random_material, wait
+from comkd_ray.rehearsal import cohort_of, first_prompts, inputs_of, random_material
+from comkd_ray.stopwatch import LONG, EnoughError, Others, Stopwatch, timed, typical_seconds
 from comkd_ray.student import has_visual_prompts
 from comkd_ray.teacher import Encoder, FewShots, encode_prompted, fit_teacher, imagenet_templates
 
-SHARE = 0.8
-"""Seconds that one measurement may take, warm-up apart; a probe makes some fifteen."""
-LONG = 4.0
-"""Seconds beyond which nothing is run twice, and no larger cohort is tried."""
 SAMPLE = 64
 """Photographs of a part that are decoded: a batch of evaluation and of the bank."""
 IMPORTS = "import comkd_ray.study_run, open_clip"
@@ -104,13 +97,13 @@ def probe(study: Study, kinds: Mapping[str, Study], arms: int) -> Pace:
 
     UserError for what `tune` would refuse too.
     """
-    begun, others, device = time.perf_counter(), _Others(), device_of(study)
+    begun, others, device = time.perf_counter(), Others(), device_of(study)
     torch.set_num_threads(max(1, int(study.compute.cpus)))
-    listing, table = _timed(lambda: target_table(study, silent))
+    listing, table = timed(lambda: target_table(study, silent))
     taught = source_table(study, table, silent)
     with tempfile.TemporaryDirectory(prefix="comkd-probe-") as folder:
         decode, photographs = _photographs(study, table, Path(folder))
-        loads = [_timed(lambda t=tower: _tower(t, device)) for tower in (study.teacher, study.student)]  # type: ignore[misc]
+        loads = [timed(lambda t=tower: _tower(t, device)) for tower in (study.teacher, study.student)]  # type: ignore[misc]
         (load_teacher, (teacher, random_teacher)), (load_student, (student, random_student)) = loads
         images = _Towers(study, photographs, teacher, student)
         material = random_material(photographs, student, teacher.width)
@@ -148,56 +141,9 @@ def device_of(study: Study) -> torch.device:
     return torch.device("cuda")
 
 
-# Time -------------------------------------------------------------------------------------------
-
-
-def typical_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one run: see the head of this file."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        work()
-        wait(device)
-        return time.perf_counter() - start
-
-    wait(device)
-    first = once()
-    if first > LONG:
-        return first
-    spent = [once()]
-    while sum(spent) < SHARE:
-        spent.append(once())
-    return statistics.median(spent)
-
-
-class _Others:
-    """CPU time that other processes take from now on: two torch threads beside them wait for each other."""
-
-    def __init__(self) -> None:
-        self.before = self.now()
-
-    @staticmethod
-    def now() -> tuple[float, float, float]:
-        """Seconds of all cores so far, those that were busy, and those of this process and its children."""
-        machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
-        idle = machine.idle + getattr(machine, "iowait", 0.0)
-        mine = own.user + own.system + own.children_user + own.children_system
-        return sum(machine[:8]), sum(machine[:8]) - idle, mine
-
-    def share(self) -> float:
-        total, busy, mine = (now - before for now, before in zip(self.now(), self.before, strict=True))
-        return min(1.0, max(0.0, (busy - mine) / total)) if total > 0 else 0.0
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    made = work()
-    return time.perf_counter() - start, made
-
-
 def _import_seconds() -> float:
     """A fresh process that imports what a driver or a worker does, and ends."""
-    return _timed(lambda: subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True))[0]  # noqa: S603
+    return timed(lambda: subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True))[0]  # noqa: S603
 
 
 def _per_image(work: Callable[[Images], object], images: Images, device: torch.device) -> float:
@@ -222,7 +168,7 @@ def _photographs(study: Study, table: ImageTable, cache: Path) -> tuple[float, P
         labels=table.labels[rows],
         parts=table.parts[rows],
     )
-    seconds, store = _timed(lambda: open_store(few, study.data.side, cache, silent, study.data.skip_broken))
+    seconds, store = timed(lambda: open_store(few, study.data.side, cache, silent, study.data.skip_broken))
     base = learned_classes(study, table)
     photographs = Photographs(kept(few, store), store, base, TEMPLATE, is_transductive(study))
     return seconds / len(rows), photographs
@@ -293,35 +239,12 @@ class _Towers:
         encode: Encoder = lambda some, _, visual: (  # noqa: E731
             features if self.visual is None else self.encode(self.teacher, some, visual)
         )
-        watch = _Stopwatch(device)
+        watch = Stopwatch(device)
         try:
             fit_teacher("probe", config, self.teacher, shots, encode, watch)
-        except _EnoughError:
+        except EnoughError:
             return watch.seconds
         raise AssertionError("a million epochs ended")
-
-
-class _EnoughError(Exception):
-    """A loop has been watched for long enough."""
-
-
-class _Stopwatch:
-    """A `progress` that times the steps between its calls; the first is a warm-up unless it is LONG."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.times = device, [time.perf_counter()]
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        wait(self.device)
-        self.times.append(time.perf_counter())
-        first, rest = self.times[1] - self.times[0], self.times[-1] - self.times[1]
-        if first > LONG or rest > SHARE:
-            raise _EnoughError
-
-    @property
-    def seconds(self) -> float:
-        spent = np.diff(self.times)
-        return float(np.median(spent[1:] if len(spent) > 1 else spent))
 
 
 # Cohorts ----------------------------------------------------------------------------------------

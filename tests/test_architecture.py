@@ -116,12 +116,14 @@ ALLOWED = {
     "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"
     " protocols search_space study_file | open_clip torch",
     "simulate": "|",
+    "stopwatch": "| torch",
     "rehearsal": "bank cohort config data.datasets data.folders losses material models photographs prompts"
     " search_space study_file | torch",
     "probe": "bank bank_store config data.datasets data.folders data.pixels errors material models"
-    " photographs protocols rehearsal student teacher | open_clip torch",
-    "forecast": "bank_store cluster cohort config errors jobs plan probe simulate study_file teacher train"
-    " words | torch",
+    " photographs protocols rehearsal stopwatch student teacher | open_clip torch",
+    "lineup": "cohort config jobs plan study_file |",
+    "forecast": "bank_store cluster cohort config errors jobs lineup plan probe simulate teacher train words"
+    " | torch",
     "study_run": "ablation cache cluster config data.datasets errors material optuna_search photographs"
     " plan prepare progress protocols provenance ray_train report results study_file tune weights |",
     # measuring
@@ -129,7 +131,7 @@ ALLOWED = {
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
     " photographs prepare prompts protocols stage_one student study_file teacher | torch",
     "bench_step": "bank bank_store bench_files config data.datasets material models photographs provenance"
-    " rehearsal stage_one teacher | torch",
+    " rehearsal stage_one stopwatch teacher | torch",
     "bench_scale": "config errors jobs optuna_search progress protocols provenance rehearsal report results"
     " study_file tune weights |",
     "scale": "bank_store config data.datasets data.splits forecast plan study_file |",

@@ -18,19 +18,16 @@ from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.forecast import (
     ACTOR_START,
-    BANKED,
     GROUP_START,
     HANDOVER,
-    PROMPTED,
-    arms_of,
     cohorts_of,
     counted_pace,
     expect,
     forecast,
-    kinds_of,
     own_slots,
     teacher_seconds,
 )
+from comkd_ray.lineup import BANKED, PROMPTED, arms_of, kinds_of
 from comkd_ray.plan import RATE, Plan, cost_of, make_plan
 from comkd_ray.probe import Line, Pace
 from comkd_ray.simulate import Cluster, simulate
