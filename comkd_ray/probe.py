@@ -34,7 +34,7 @@ from comkd_ray.models import Clip, load_clip, model_name
 from comkd_ray.photographs import TEMPLATE, Photographs, learned_classes, source_table, target_table
 from comkd_ray.protocols import is_transductive
 from comkd_ray.rehearsal import cohort_of, first_prompts, inputs_of, random_material
-from comkd_ray.stopwatch import LONG, EnoughError, Others, Stopwatch, timed, typical_seconds
+from comkd_ray.stopwatch import LONG, EnoughError, Others, Stopwatch, fastest_seconds, timed
 from comkd_ray.student import has_visual_prompts
 from comkd_ray.teacher import Encoder, FewShots, encode_prompted, fit_teacher, imagenet_templates
 
@@ -102,7 +102,7 @@ def probe(study: Study, kinds: Mapping[str, Study], arms: int) -> Pace:
     listing, table = timed(lambda: target_table(study, silent))
     taught = source_table(study, table, silent)
     with tempfile.TemporaryDirectory(prefix="comkd-probe-") as folder:
-        decode, photographs = _photographs(study, table, Path(folder))
+        decode, photographs = _photographs(study, table, _largest_batch(study, kinds), Path(folder))
         loads = [timed(lambda t=tower: _tower(t, device)) for tower in (study.teacher, study.student)]  # type: ignore[misc]
         (load_teacher, (teacher, random_teacher)), (load_student, (student, random_student)) = loads
         images = _Towers(study, photographs, teacher, student)
@@ -148,17 +148,21 @@ def _import_seconds() -> float:
 
 def _per_image(work: Callable[[Images], object], images: Images, device: torch.device) -> float:
     """Seconds an image, in the largest batch up to BATCH that is not LONG."""
-    one = typical_seconds(lambda: work(images[:1]), device)
+    one = fastest_seconds(lambda: work(images[:1]), device)
     count = max(1, min(len(images), BATCH, int(LONG / max(one, 1e-9))))
-    return typical_seconds(lambda: work(images[:count]), device) / count if count > 1 else one
+    return fastest_seconds(lambda: work(images[:count]), device) / count if count > 1 else one
 
 
 # Photographs and towers -------------------------------------------------------------------------
 
 
-def _photographs(study: Study, table: ImageTable, cache: Path) -> tuple[float, Photographs]:
+def _largest_batch(study: Study, kinds: Mapping[str, Study]) -> int:
+    return max(arm.train.batch_size for arm in (study, *kinds.values()))
+
+
+def _photographs(study: Study, table: ImageTable, batch: int, cache: Path) -> tuple[float, Photographs]:
     """Seconds to decode an image, and some photographs of every part that the study uses."""
-    size = max(SAMPLE, study.train.batch_size)
+    size = max(SAMPLE, batch)
     parts = [table.select(part) for part in np.unique(table.parts)]
     spread = [part[np.unique(np.linspace(0, len(part) - 1, size).astype(int))] for part in parts]
     rows = np.sort(np.concatenate(spread))
@@ -215,7 +219,7 @@ class _Towers:
 
     def class_text(self) -> float:
         name = self.photographs.table.classes[:1]
-        return typical_seconds(
+        return fastest_seconds(
             lambda: self.teacher.encode_classes(name, imagenet_templates()), self.teacher.device
         )
 
@@ -267,7 +271,7 @@ class _Cohorts:
         self.study, self.material, self.image_seconds, self.most = study, material, image_seconds, most
         cohort, _ = cohort_of(study, material, 1)
         self.batch = cohort.train_images[: study.train.batch_size]
-        seconds = typical_seconds(inputs_of(cohort, self.batch), cohort.device)
+        seconds = fastest_seconds(inputs_of(cohort, self.batch), cohort.device)
         self.inputs = seconds / len(self.batch)
 
     def step(self) -> Line:
@@ -275,7 +279,7 @@ class _Cohorts:
 
         def measure(arms: int) -> float:
             cohort, step = cohort_of(self.study, self.material, arms)
-            return typical_seconds(step, cohort.device)
+            return fastest_seconds(step, cohort.device)
 
         line, count = fitted(measure, self.most), len(self.batch)
         return Line(line.base / count, line.slope / count)
@@ -289,7 +293,7 @@ class _Cohorts:
 
         def measure(arms: int) -> float:
             cohort, _ = cohort_of(self.study, self.material, arms)
-            return typical_seconds(cohort.evaluate, cohort.device)
+            return fastest_seconds(cohort.evaluate, cohort.device)
 
         line = fitted(measure, self.most)
         return Line(line.base / images, line.slope / images)

@@ -1,8 +1,7 @@
-"""How long a thing takes: the median of a few runs, a loop seen by its progress, and others' CPU time."""
+"""How long a thing takes: the fastest of a few runs, a loop seen by its progress, and others' CPU time."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,10 +24,10 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def typical_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one run: the median of as many as fit into SHARE seconds, after one that is not counted.
+def fastest_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest run of as many as fit into SHARE seconds, after one that is not counted.
 
-    Where that one took longer than LONG, it counts.
+    Where that one took longer than LONG, it counts. What other processes take is no property of the work.
     """
 
     def once() -> float:
@@ -44,7 +43,7 @@ def typical_seconds(work: Callable[[], object], device: torch.device) -> float:
     spent = [once()]
     while sum(spent) < SHARE:
         spent.append(once())
-    return statistics.median(spent)
+    return min(spent)
 
 
 def timed(work: Callable[[], Made]) -> tuple[float, Made]:
@@ -94,6 +93,6 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Of the median step."""
+        """Of the fastest step."""
         spent = np.diff(self.times)
-        return float(np.median(spent[1:] if len(spent) > 1 else spent))
+        return float(min(spent[1:] if len(spent) > 1 else spent))
