@@ -9,7 +9,7 @@ Shapes: A arms, S distinct seeds, B images, M evaluated images, C classes, D joi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,6 +114,8 @@ class Cohort:
         rates = [learning_rate(epoch, train.epochs, s.train.lr, s.train.warmup_lr) for s in studies]
         lr, knobs = per_arm(rates, self.device), Knobs.of(studies, self.device)
         sums: dict[str, Tensor] = {}
+        size = train.batch_size
+        self._expect(orders[:, k : k + size].ravel() for k in range(0, steps * size, size))
         for step in range(steps):
             batch = orders[:, step * train.batch_size : (step + 1) * train.batch_size]
             terms = self.losses(batch, epoch, place, knobs)
@@ -161,6 +163,11 @@ class Cohort:
             return banks[0].take(slot, batch.ravel(), self.device).unflatten(0, batch.shape)
         return self._embed(batch.ravel(), slot + 1).unflatten(0, batch.shape)
 
+    def _expect(self, batches: Iterable[Images]) -> None:
+        """Images whose pixels are needed next: a stream decodes them meanwhile."""
+        if self.material.student_banks is None or "visual" in self.student.tensors:
+            self.material.photographs.store.expect(batches)
+
     def _embed(self, images: Images, view: int) -> Tensor:
         clip = self.material.student
         pixels = pixels_of(self.material.photographs.store, images, view, clip.image_size, self.device)
@@ -198,6 +205,7 @@ class Cohort:
         """Predicted classes `[A, M]`, each image within its group."""
         self.student.eval()
         chosen = []
+        self._expect(images[k : k + EVAL_BATCH] for k in range(0, len(images), EVAL_BATCH))
         for first in range(0, len(images), EVAL_BATCH):
             part = slice(first, first + EVAL_BATCH)
             with autocast(self.device, self.student.precision):
