@@ -157,7 +157,7 @@ def _pixels(section: str, data: Data, table: ImageTable) -> tuple[str, int]:
     choice, need = choose(data, table, cache_root()), store_bytes(len(table.paths), data.side)
     if choice.stored:
         return f"{section}: stored, {_size(need)}; {choice.why}", need
-    return f"{section}: decoded from the files at every use; {choice.why} ({_size(need)})", 0
+    return f"{section}: decoded from files at every use; {choice.why} ({_size(need)})", 0
 
 
 def _cohort(arms: int | str) -> str:

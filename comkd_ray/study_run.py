@@ -227,6 +227,7 @@ class _Run:
                 "split": table.split,
                 "classes": list(table.classes),
                 "base": photographs.base,
+                "pixels": "stored" if photographs.store.stored else "streamed",
                 "shots": data.shots,
                 "views": prepare.view_count(self.study),
                 "teacher": len(shots(self.study, source.table)),

@@ -128,7 +128,7 @@ ALLOWED = {
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
     " photographs prepare prompts protocols stage_one student study_file teacher | torch",
-    "bench_step": "bank bank_store bench_files cohort config data.datasets losses material models"
+    "bench_step": "bank bank_store bench_files cohort config data.datasets data.stream losses material models"
     " photographs prompts provenance search_space stage_one student study_file teacher | torch",
     "bench_table": "config |",
     "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,10 @@ class Pixels(Protocol):
     def broken(self) -> tuple[str, ...]:
         """Paths of images left out."""
 
+    @property
+    def stored(self) -> bool:
+        """Whether nothing has to be decoded any more."""
+
     def take(self, images: Images) -> NDArray[np.uint8]:
         """Squares `[len(images), 3, S, S]`; do not write into them."""
 
@@ -87,6 +91,7 @@ class PixelStore:
     keys: NDArray[np.uint64]
     digest: str
     broken: tuple[str, ...]
+    stored: ClassVar[bool] = True
 
     def take(self, images: Images) -> NDArray[np.uint8]:
         """Squares `[len(images), 3, S, S]`."""

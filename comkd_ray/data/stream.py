@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import psutil
@@ -104,6 +104,8 @@ class PixelStream:
 
     It keeps the last batch, as the views of a batch are asked for one after the other.
     """
+
+    stored: ClassVar[bool] = False
 
     def __init__(
         self,
