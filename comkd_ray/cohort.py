@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +116,8 @@ class Cohort:
         rates = [learning_rate(epoch, train.epochs, s.train.lr, s.train.warmup_lr) for s in studies]
         lr, knobs = per_arm(rates, self.device), Knobs.of(studies, self.device)
         sums: dict[str, Tensor] = {}
+        size = train.batch_size
+        self._expect(orders[:, k : k + size].ravel() for k in range(0, steps * size, size))
         for step in range(steps):
             batch = orders[:, step * train.batch_size : (step + 1) * train.batch_size]
             terms = self.losses(batch, epoch, place, knobs)
@@ -162,6 +164,11 @@ class Cohort:
         if banks is not None and "visual" not in self.student.tensors:
             return banks[0].take(slot, batch.ravel(), self.device).unflatten(0, batch.shape)
         return self._embed(batch.ravel(), slot + 1).unflatten(0, batch.shape)
+
+    def _expect(self, batches: Iterable[Images]) -> None:
+        """Images whose pixels are needed next: a stream decodes them meanwhile."""
+        if self.material.student_banks is None or "visual" in self.student.tensors:
+            self.material.photographs.store.expect(batches)
 
     def _embed(self, images: Images, view: int) -> Tensor:
         clip = self.material.student
@@ -211,6 +218,7 @@ class Cohort:
         """Predicted classes `[A, M]` of a student's arms, each image within its group."""
         student.eval()
         chosen = []
+        self._expect(images[k : k + EVAL_BATCH] for k in range(0, len(images), EVAL_BATCH))
         for first in range(0, len(images), EVAL_BATCH):
             part = slice(first, first + EVAL_BATCH)
             with autocast(self.device, student.precision):

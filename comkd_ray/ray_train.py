@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from comkd_ray import jobs, study_file
+from comkd_ray import jobs, memory_probe, study_file
 from comkd_ray.config import Study
 from comkd_ray.data.pixels import Progress
 from comkd_ray.errors import UserError
@@ -187,8 +187,12 @@ def _prepare_as(config: dict[str, Any], rank: int) -> None:
     run = Path(config["run"])
     study = study_file.load(run / "study.yaml")
     try:
-        card = build(study, Path(config["cache"]), Meter(run, f"prepare.{rank}"))
+        meter = Meter(run, f"prepare.{rank}")
+        card = build(study, Path(config["cache"]), meter)
         if rank == 0:
             write_card(run, card)
+        if rank == 0 and study.search.arms_per_trial == "auto":  # here, as the driver may have no GPU
+            meter("memory", 0, 1)
+            memory_probe.probe(run, Path(config["cache"]), config["threads"])
     except UserError as error:  # a person's mistake is no crash: hand the words to the driver
         (run / ERROR).write_text(str(error), encoding="utf-8")

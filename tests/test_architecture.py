@@ -46,7 +46,10 @@ ALLOWED = {
     "data.datasets": "config data.folders data.layouts data.raw data.splits errors |",
     "data.inspection": "config data.datasets data.folders data.layouts data.splits errors |",
     "data.views": "data.splits | torch",
-    "data.pixels": "data.datasets data.views errors |",
+    "data.decoding": "|",
+    "data.storing": "data.datasets data.decoding data.folders errors |",
+    "data.pixels": "data.datasets data.decoding data.storing data.views errors |",
+    "data.stream": "config data.datasets data.decoding data.pixels data.storing errors | torch",
     # method
     "losses": "| torch",
     "metrics": "| torch",
@@ -59,7 +62,8 @@ ALLOWED = {
     "bank_store": "errors results |",
     "bank_care": "bank_store errors |",
     "bank": "bank_store data.pixels data.views errors study_file | torch",
-    "photographs": "config data.datasets data.pixels data.splits errors models protocols study_file |",
+    "photographs": "config data.datasets data.pixels data.splits data.stream errors models protocols"
+    " study_file |",
     "material": "bank config errors models photographs results study_file | safetensors torch",
     "teacher": "config errors losses material models optim prompts results study_file"
     " | open_clip safetensors torch",
@@ -75,11 +79,13 @@ ALLOWED = {
     "progress": "|",
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
+    "memory_probe": "cohort config data.datasets errors jobs material models results search_space study_file"
+    " | torch",
     "optuna_search": "config protocols results search_space study_file | optuna",
     "ablation": "config optuna_search results search_space study_file |",
     "cluster": "config errors | ray",
-    "ray_train": "config data.pixels errors jobs material prepare progress results stage_one study_file"
-    " train | ray ray.train torch",
+    "ray_train": "config data.pixels errors jobs material memory_probe prepare progress results stage_one"
+    " study_file train | ray ray.train torch",
     "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
     " study_file weights | ray ray.tune",
     # report
@@ -113,15 +119,16 @@ ALLOWED = {
     "report": "findings markup published published_gap reference_rows report_facts report_figures"
     " report_tables results run tables variants words | plotly",
     # top
-    "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"
-    " protocols search_space study_file | open_clip torch",
-    "study_run": "ablation cache cluster config data.datasets errors material optuna_search photographs"
-    " plan prepare progress protocols provenance ray_train report results study_file tune weights |",
+    "plan": "arms cache config data.datasets data.folders data.storing data.stream errors jobs memory_probe"
+    " models photographs planner prepare protocols search_space study_file | open_clip torch",
+    "study_run": "ablation cache cluster config data.datasets errors material memory_probe optuna_search"
+    " photographs plan prepare progress protocols provenance ray_train report results study_file tune"
+    " weights |",
     # measuring
-    "bench_files": "bank data.views photographs | torch torchvision",
+    "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
     " photographs prepare prompts protocols stage_one student study_file teacher | torch",
-    "bench_step": "bank bank_store bench_files cohort config data.datasets losses material models"
+    "bench_step": "bank bank_store bench_files cohort config data.datasets data.stream losses material models"
     " photographs prompts provenance search_space stage_one student study_file teacher | torch",
     "bench_table": "config |",
     "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
