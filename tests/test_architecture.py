@@ -127,7 +127,7 @@ ALLOWED = {
     # measuring
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
-    " photographs prepare prompts protocols stage_one student study_file teacher | torch",
+    " photographs prepare prompts results stage_one student study_file teacher | torch",
     "bench_step": "bank bank_store bench_files cohort config data.datasets data.stream losses material models"
     " photographs prompts provenance search_space stage_one student study_file teacher | torch",
     "bench_table": "config |",
