@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from comkd_ray import arms as arms_room
-from comkd_ray import report, results, run
+from comkd_ray import joint_report, report, results, run
 from comkd_ray.errors import UserError
 from comkd_ray.findings import findings, sentences
 from comkd_ray.markup import Html, join, table, tag, text
@@ -279,7 +279,9 @@ def test_scores_chosen_on_test_say_so_wherever_they_stand(tmp_path: Path, kind: 
     assert f'<p class="notice">Scores of arms on this page are {WARNING}' in words
     assert "no estimate of new images" in words[: words.index('<dl class="tiles">')]
     assert "of the best arm, chosen on the test set" in words
-    assert words.count(f'<p class="warned">{WARNING}') == 6  # every figure but the cost
+    assert (
+        words.count(f'<p class="warned">{WARNING}') == 5
+    )  # every figure but the cost; a grid has no importance
     titles = re.findall(r"<h3[^>]*>(.*?)</h3>", words)
     silent = [title for title in titles if WARNING not in title]
     assert silent == ["Who learned from what, what chose, what was tested"]
@@ -379,7 +381,7 @@ def test_a_browser_shows_each_kind_of_scores(tmp_path: Path, browser: Chrome, ki
     browser.get_log("browser")
     found = opened(browser, path, NARROW, "dark")
     assert found["over"] <= 0
-    assert found["drawn"] == found["plots"] == 7
+    assert found["drawn"] == found["plots"] == 6  # a grid has no importance
     assert browser.get_log("browser") == []
 
 
@@ -418,6 +420,21 @@ def test_a_browser_shows_a_study_without_results(tmp_path: Path, browser: Chrome
     found = opened(browser, path, NARROW, "light")
     assert found["drawn"] == found["plots"] == 2
     assert found["over"] <= 0
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_a_browser_draws_several_runs(tmp_path: Path, browser: Chrome, width: int) -> None:
+    folders = [
+        eight(tmp_path / name, fake_run.KINDS[0], data={"dataset": name, "root": "/d"})
+        for name in ("dtd", "eurosat", "ucf101")
+    ]
+    for folder in folders:
+        (folder / "provenance.json").unlink()  # the hash of made-up data is the same in all
+    browser.get_log("browser")
+    found = opened(browser, joint_report.build(folders, tmp_path / "joint.html"), width, "dark")
+    assert found["over"] <= 0
+    assert found["drawn"] == found["plots"] == 1
+    assert browser.get_log("browser") == []
 
 
 def test_epochs_of_a_foreign_table_are_no_trouble(study: Path) -> None:
