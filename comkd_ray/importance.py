@@ -6,7 +6,7 @@ was, decide with the key itself, and a module that helps everywhere by half a po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import optuna
 import plotly.graph_objects as go
 import polars as pl
 from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from comkd_ray.arms import full_budget
 from comkd_ray.figure import BLUE, GREY, INK, NoFigure, dress
@@ -89,12 +89,26 @@ def _shares(trials: Sequence[FrozenTrial], keys: Sequence[str], top: float) -> l
     """Importance of each key, 0 for one that no trial has."""
     known = [key for key in keys if any(key in trial.params for trial in trials)]
     with quiet():
-        study = optuna.create_study(direction="maximize")
-        study.add_trials(trials)
         found = optuna.importance.get_param_importances(
-            study, evaluator=PedAnovaImportanceEvaluator(target_quantile=top), params=known
+            _Drawn(trials), evaluator=PedAnovaImportanceEvaluator(target_quantile=top), params=known
         )
     return [found.get(key, 0.0) for key in keys]
+
+
+class _Drawn(optuna.Study):
+    """A study of trials that may stand in it several times. Adding them would copy each: most of the time."""
+
+    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
+        storage = optuna.storages.InMemoryStorage()
+        storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], "drawn")
+        super().__init__("drawn", storage)
+        self.drawn = list(trials)
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """All of them: they are complete."""
+        return self.drawn
 
 
 def importance_plot(info: ImportanceInfo) -> go.Figure:

@@ -125,8 +125,8 @@ def score_table(joint: Joint) -> Table:
         rows.append([method, *(_cell(cell, usual) for cell in cells), plain(mean, 2), f"{rank:.2f}"])
     for name, scores in joint.references.items():
         known = [score for score in scores if score is not None]
-        mean = fmean(known) if len(known) == len(scores) else None
-        rows.append([name, *(plain(score, 2) for score in scores), plain(mean, 2), DASH])
+        over_all = fmean(known) if len(known) == len(scores) else None
+        rows.append([name, *(plain(score, 2) for score in scores), plain(over_all, 2), DASH])
     return Table([f"{joint.scores.name} (%)", *names, "mean", "average rank"], rows)
 
 

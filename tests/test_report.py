@@ -105,7 +105,7 @@ def test_headline_of_a_grid_says_what_is_supported_and_what_takes_more_seeds(tmp
     """IFAlign is worth 1 in each of 7 seeds; EduAttention -2 to 4, mostly noise."""
     noise = pl.when(arms_room.EDU_ATTENTION).then(pl.col("seed") - 3).otherwise(0)
     folder = fake_run.write(tmp_path, fake_run.grid_arms(7), fake_run.study_tree(fake_run.GRID, "grid"))
-    arms = results.read_arms(folder).with_columns(test_harmonic_mean=70.0 + noise + pl.col(arms_room.IFALIGN))
+    arms = results.read_arms(folder).with_columns(test_harmonic_mean=80.0 + noise + pl.col(arms_room.IFALIGN))
     found = findings(arms, True)
     lines = sentences(found)
     assert lines[2].endswith(
@@ -279,12 +279,14 @@ def test_scores_chosen_on_test_say_so_wherever_they_stand(tmp_path: Path, kind: 
     assert f'<p class="notice">Scores of arms on this page are {WARNING}' in words
     assert "no estimate of new images" in words[: words.index('<dl class="tiles">')]
     assert "of the best arm, chosen on the test set" in words
-    assert (
-        words.count(f'<p class="warned">{WARNING}') == 5
-    )  # every figure but the cost; a grid has no importance
+    assert words.count(f'<p class="warned">{WARNING}') == 5  # all but cost; a grid has no importance
     titles = re.findall(r"<h3[^>]*>(.*?)</h3>", words)
     silent = [title for title in titles if WARNING not in title]
-    assert silent == ["Who learned from what, what chose, what was tested"]
+    assert silent == [
+        "Who learned from what, what chose, what was tested",
+        "What was spared",
+        "What it took, by arm, variant and seed",
+    ]
     assert ("transductive: trained on the test images" in words) == (kind[0] == "domain_generalization")
     assert "Test labels took no part" not in words
     assert "The search saw no test label" not in words
