@@ -188,7 +188,9 @@ def _flags(found: Findings, best: Row) -> list[str]:
     of_arm = {row["arm"]: name for name, rows in found.flagged.items() for row in rows}
     own = of_arm.get(best["arm"])
     parts += [f"The best arm itself {own}."] * (own is not None)
-    parts.append("They are in every mean and test; tables say where, and what each mean is without them.")
+    one = sum(map(len, found.flagged.values())) == 1
+    words = "It is in every mean and test" if one else "They are in every mean and test"
+    parts.append(f"{words}; tables say where, and what each mean is without {'it' if one else 'them'}.")
     return [" ".join(parts)]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from comkd_ray.across_datasets import Pair
+from comkd_ray.collapse import tally
 from comkd_ray.document import document
 from comkd_ray.joint import Cell, Joint, join_runs
 from comkd_ray.markdown import as_markdown
@@ -23,7 +24,7 @@ from comkd_ray.report_figures import figure
 from comkd_ray.report_tables import explained_table, plain_table, titled
 from comkd_ray.results import write_atomic
 from comkd_ray.run import read
-from comkd_ray.tables import FLAG_NOTE, Table, n_of, spread
+from comkd_ray.tables import FLAG_NOTE, Table, spread
 from comkd_ray.words import DASH, counted, plain, signed
 
 
@@ -61,14 +62,10 @@ def page(joint: Joint) -> str:
         ),
         ("runs", "Runs", _runs(joint)),
     ]
-    names = list(joint.runs)
-    head = join(
-        [
-            tag("h1", f"{counted(len(names), 'data set')}: {', '.join(names)}"),
-            paragraph("comkd-ray, several runs", class_="kind"),
-        ]
-    )
-    return document(", ".join(names), head, sections)
+    names = ", ".join(joint.runs)
+    title = f"{counted(len(joint.ranks.methods), 'method')}, {counted(len(joint.runs), 'data set')}"
+    head = join([tag("h1", title), paragraph(f"comkd-ray, several runs: {names}", class_="kind")])
+    return document(title, head, sections)
 
 
 DIAGRAM_NOTE = (
@@ -77,7 +74,7 @@ DIAGRAM_NOTE = (
     "that its methods are equal."
 )
 PAIR_NOTE = (
-    "First minus second in points of the mean over seeds, one difference a data set. p is Wilcoxon's exact "
+    "Points: the first minus the second in means over seeds, averaged over data sets. p is Wilcoxon's exact "
     "signed-rank test, two-sided; \u201csmallest p\u201d is 2 / 2\u207f over n data sets, the least that any "
     f"outcome can reach before Holm. Pairs differ where p (Holm, over all pairs) is below {LEVEL:g}."
 )
@@ -91,7 +88,10 @@ def sentences(joint: Joint) -> list[str]:
     differ = sum(pair.p_holm < LEVEL for pair in ranks.pairs)
     verb = "differs" if differ == 1 else "differ"
     best += f"; {differ} of {counted(len(ranks.pairs), 'pair')} of methods {verb}."
-    return [best, _friedman(joint), _reach(joint)]
+    told = _told(joint, ranks.methods)
+    arms = sum(cell.estimate.n for cell in joint.cells.values())
+    flags = f"Of {arms} full-budget arms {told}; they are in every mean, rank and test." if told else ""
+    return [line for line in (best, flags, _friedman(joint), _reach(joint)) if line]
 
 
 def _friedman(joint: Joint) -> str:
@@ -130,12 +130,20 @@ def score_table(joint: Joint) -> Table:
     return Table([f"{joint.scores.name} (%)", *names, "mean", "average rank"], rows)
 
 
+def _told(joint: Joint, methods: Sequence[str]) -> str:
+    """`2 collapsed (dtd, eurosat)`: flagged arms of some methods; empty where there is none."""
+    cells = [(name, joint.cells[name, method].flagged.flags) for name in joint.runs for method in methods]
+    named = dict.fromkeys(name for name, flags in cells if flags)
+    return f"{tally(flag for _, flags in cells for flag in flags)} ({', '.join(named)})" if named else ""
+
+
 def _cell(cell: Cell, usual: int) -> str:
-    """Mean and sd, with n where it is not the usual one, and flagged arms."""
-    words, n = spread(cell.estimate), cell.estimate.n
-    if cell.flagged.flags or n != usual:
-        words += f" (n = {n_of(n, cell.flagged.flags).replace(' (', ', ').removesuffix(')')})"
-    return words
+    """Mean and sd, with n where it is not the usual one; with flagged arms their count, and it without."""
+    words, n, flagged = spread(cell.estimate), cell.estimate.n, cell.flagged
+    if not flagged.flags:
+        return words if n == usual else f"{words} (n = {n})"
+    others = plain(flagged.others.mean if flagged.others else None, 2)
+    return f"{words} (n = {n}, {tally(flagged.flags)}; without {others})"
 
 
 def score_notes(joint: Joint) -> list[str]:
@@ -157,25 +165,21 @@ def score_notes(joint: Joint) -> list[str]:
 def pair_table(joint: Joint) -> Table:
     """Every pair of methods, the better rank first."""
     ranks = joint.ranks
-    head = [
-        "first minus second",
-        "points",
-        "data sets won",
-        "Wilcoxon p",
-        "smallest p",
-        "p (Holm)",
-        "verdict",
-    ]
-    return Table(head, [_pair(pair, ranks.datasets, len(ranks.pairs)) for pair in ranks.pairs])
+    head = ["first over second", "points", "data sets won", "Wilcoxon p", "smallest p", "p (Holm)"]
+    return Table([*head, "verdict"], [_pair(pair, joint) for pair in ranks.pairs])
 
 
-def _pair(pair: Pair, datasets: int, pairs: int) -> list[str]:
+def _pair(pair: Pair, joint: Joint) -> list[str]:
+    """Flagged arms of either method stand beside the verdict: they took part in it."""
+    datasets, pairs = joint.ranks.datasets, len(joint.ranks.pairs)
     numbers = [f"{p:.3g}" for p in (pair.p, smallest_p_holm(datasets, 1), pair.p_holm)]
     verdict = "they differ" if pair.p_holm < LEVEL else "not decidable"
     if smallest_p_holm(datasets, pairs) >= LEVEL:
         verdict += f" with n = {datasets}"
+    told = _told(joint, (pair.first, pair.second))
+    verdict += f"; with {told}" * bool(told)
     points = signed(pair.mean_difference, 2)
-    return [f"{pair.first} \u2212 {pair.second}", points, f"{pair.wins} of {datasets}", *numbers, verdict]
+    return [f"{pair.first} over {pair.second}", points, f"{pair.wins} of {datasets}", *numbers, verdict]
 
 
 def _notice(joint: Joint) -> Html:

@@ -205,7 +205,7 @@ class CurvesInfo(NamedTuple):
 
 
 def curves_info(arms: pl.DataFrame, epochs: pl.DataFrame) -> CurvesInfo:
-    """A curve for every arm that ended at least one epoch, the best arm's last (drawn on top)."""
+    """A curve for every arm that ended at least one epoch, the flagged ones and the best last."""
     best, keys, scores = best_arm(arms), searched_keys(arms), scores_of(arms)
     parts = {key[0]: rows for key, rows in epochs.group_by("arm")} if len(epochs) else {}
     curves = []
@@ -227,7 +227,9 @@ def curves_info(arms: pl.DataFrame, epochs: pl.DataFrame) -> CurvesInfo:
         )
     if not curves:
         raise NoFigure("No epoch was recorded, so there are no learning curves.")
-    return CurvesInfo(scores.axis(scores.objective), sorted(curves, key=lambda curve: curve.best))
+    return CurvesInfo(
+        scores.axis(scores.objective), sorted(curves, key=lambda curve: (curve.best, bool(curve.mark)))
+    )
 
 
 def curves_plot(info: CurvesInfo) -> go.Figure:

@@ -75,7 +75,7 @@ def rank_plot(info: RankInfo) -> go.Figure:
     figure.update_xaxes(
         side="top",
         range=(low, high),
-        domain=(0.26, 0.74),
+        domain=(0.2, 0.8),
         tickvals=list(range(1, count + 1)),
         title_text=f"average rank over {info.datasets} data sets (1 is best)",
         showgrid=False,

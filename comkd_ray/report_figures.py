@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from comkd_ray import cost_plots, importance, plots, search_plots
 from comkd_ray.arms import METHODS, full_budget, has_modules, module_cells, of_method, searched_keys
+from comkd_ray.collapse import among
 from comkd_ray.components import components
 from comkd_ray.costs import cost_table, costs, saving_table, savings
 from comkd_ray.document import Section
@@ -56,7 +57,9 @@ def search_sections(run: Run) -> list[Section]:
         "parallel",
         lambda: search_plots.parallel_plot(search_plots.parallel_info(arms, space)),
         "Full-budget arms, one line each: the stronger and bluer, the higher its score. "
-        "\u201cNone\u201d marks a key that is not searched under the other values of the arm.",
+        "\u201cNone\u201d marks a key that is not searched under the other values of the arm."
+        + " Red dashes: an arm that collapsed or peaked at once."
+        * bool(among(arms).flags),
         scores.warning,
         columns=axes,
     )

@@ -116,11 +116,11 @@ ALLOWED = {
     "report_tables": "arms collapse components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
     "document": "markup words | plotly",
-    "report_figures": "arms components cost_plots costs document figure findings importance markup plots"
-    " reference_rows report_facts report_tables run search_plots variants | plotly",
+    "report_figures": "arms collapse components cost_plots costs document figure findings importance markup"
+    " plots reference_rows report_facts report_tables run search_plots variants | plotly",
     "report": "document findings markup published published_gap reference_rows report_facts report_figures"
     " report_tables results run tables variants |",
-    "joint_report": "across_datasets document joint markdown markup planner rank_plot report_figures"
+    "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
     " report_tables results run tables words |",
     # top
     "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"

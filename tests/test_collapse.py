@@ -201,8 +201,8 @@ def test_findings_name_them_and_say_what_becomes_of_them(broken: run.Run) -> Non
     lines = findings.sentences(findings.findings(broken.arms, True))
     identity = fake_run.identity(BROKEN)
     assert lines[2] == (
-        f"1 of 15 full-budget arms collapsed: {identity} (number {BROKEN}). They are in every mean and test; "
-        "tables say where, and what each mean is without them."
+        f"1 of 15 full-budget arms collapsed: {identity} (number {BROKEN}). It is in every mean and test; "
+        "tables say where, and what each mean is without it."
     )
 
 

@@ -53,7 +53,7 @@ def one(
     for row, epochs in fake_run.rows_arms(tree, seeds):
         worth = 1.0 * (row["number"] % 5) + 0.01 * ((7 * place + row["number"]) % 11)
         known = [key for key in row if key.startswith("test_") and row[key] is not None]
-        arms.append((row | dict.fromkeys(known, 80.0 + worth - place), epochs))
+        arms.append((row | dict.fromkeys(known, 82.0 + worth - place), epochs))
     facts = fake_run.provenance(hashes={"data": f"hash of {name}"})
     return fake_run.write(folder / name, arms, tree, facts)
 
@@ -237,9 +237,7 @@ def test_tables_hold_means_spreads_ranks_and_references(three: list[Path]) -> No
     assert shown.rows[0][1] == f"{best.mean:.2f} \u00b1 {best.sd:.2f}"
     pairs = joint_report.pair_table(found)
     assert len(pairs.rows) == 10
-    assert pairs.rows[0][0] == "ComKD-CLIP \u2212 PromptKD + EduAttention" or pairs.rows[0][0].startswith(
-        "ComKD-CLIP"
-    )
+    assert pairs.rows[0][0] == "ComKD-CLIP over PromptKD + IFAlign"
     assert {(row[2], row[4], row[-1]) for row in pairs.rows} == {
         ("3 of 3", "0.25", "not decidable with n = 3")
     }
@@ -252,11 +250,18 @@ def test_collapsed_arms_and_other_ns_are_told_in_their_cell(tmp_path: Path) -> N
     broken = pl.when(pl.col("number") == 1).then(20.0).otherwise(HM).alias(HM)
     failed = pl.when(pl.col("number") == 0).then(pl.lit("failed")).otherwise("status")
     rows.with_columns(broken, status=failed).write_parquet(part)
-    found = {row[0]: row[2] for row in joint_report.score_table(joined(folders)).rows}
-    assert found["PromptKD"].endswith(" (n = 3, 1 collapsed)")
+    others = mean(rows.filter(pl.col("number").is_in([6, 11]))[HM])
+    both = joined(folders)
+    found = {row[0]: row[2] for row in joint_report.score_table(both).rows}
+    assert found["PromptKD"].endswith(f" (n = 3, 1 collapsed; without {others:.2f})")
     assert found["projector only"].endswith(" (n = 2)")
     assert "(" not in found["ComKD-CLIP"]
-    assert '<span class="bad"> (n = 3, 1 collapsed)</span>' in joint_report.page(joined(folders))
+    assert f'<span class="bad"> (n = 3, 1 collapsed; without {others:.2f})</span>' in joint_report.page(both)
+    assert "Of 29 full-budget arms 1 collapsed (dtd); they are in every mean, rank and test." in (
+        joint_report.sentences(both)
+    )
+    told = [row[-1].endswith("; with 1 collapsed (dtd)") for row in joint_report.pair_table(both).rows]
+    assert sum(told) == 4  # PromptKD with each of the others
 
 
 def test_markdown_says_what_the_page_says(three: list[Path]) -> None:
