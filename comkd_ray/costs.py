@@ -92,8 +92,8 @@ def _bank(arms: pl.DataFrame, stages: Mapping[str, Any]) -> Saving:
     spared = float(arms["teacher_seconds_saved"].sum() or 0.0)
     built = stages.get("bank")
     how = (
-        "teacher forwards that no step ran: images that the arms trained on x the teacher's seconds an image "
-        "when the bank was built (teacher_seconds_saved), as if every arm ran its own teacher"
+        "teacher forwards that no step ran: images that the arms trained on \u00d7 the teacher's seconds an "
+        "image when the bank was built (teacher_seconds_saved), as if every arm ran its own teacher"
     )
     if not spared:
         return Saving("bank", None, f"{how}; nothing was recorded")
@@ -105,7 +105,7 @@ def _bank(arms: pl.DataFrame, stages: Mapping[str, Any]) -> Saving:
 
 
 def _halving(arms: pl.DataFrame) -> Saving:
-    how = "epochs that pruned arms did not run x their own seconds an epoch until then"
+    how = "epochs that pruned arms did not run \u00d7 their own seconds an epoch until then"
     if EPOCHS not in arms.columns:
         return Saving("halving", None, f"{how}; the full budget, {EPOCHS}, is not in the rows")
     pruned = arms.filter(pl.col("status") == "pruned", pl.col("epochs_done") > 0)

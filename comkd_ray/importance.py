@@ -151,12 +151,12 @@ def importance_plot(info: ImportanceInfo) -> go.Figure:
 def reading(info: ImportanceInfo, objective: str) -> str:
     """What the bars are, how sure they are, and what they are not."""
     words = (
-        f"How far each key separates the best {info.top:.0%} by {objective} from the other full-budget arms "
-        f"(PED-ANOVA, {info.arms} arms). A line holds 90 % of {DRAWS} resamples of the arms; it need not be "
-        "centred on its bar, and keys whose lines overlap are not ranked. "
+        f"How far each key separates the best {100 * info.top:.0f} % by {objective} from the other "
+        f"full-budget arms (PED-ANOVA, {info.arms} arms). A line holds 90 % of {DRAWS} resamples of them; "
+        "it need not be centred on its bar, and keys whose lines overlap are not ranked. "
     )
     if not info.is_sure:
-        words += f"Grey, because there are fewer than {SURE_ARMS} arms: so few put even a strong key second too often. "
+        words += f"Grey, because with fewer than {SURE_ARMS} arms even a strong key often comes second. "
     return words + (
         "This is no ablation verdict: it depends on the ranges searched and on where the sampler looked, and "
         "a module that helps everywhere by half a point can rank last. See the modules below."

@@ -56,11 +56,11 @@ def plain_table(shared: Table, class_: str = "") -> Html:
 
 
 def _reddened(cell: str) -> object:
-    """`3 (1 collapsed)` with its bracket in red."""
+    """`3 (1 collapsed)` with its bracket in red, on a line of its own where numbers stand."""
     place = cell.rfind("; with ") if "; with " in cell else cell.find(" (")
     if place < 0 or not any(flag in cell[place:] for flag in (COLLAPSED, AT_ONCE)):
         return cell
-    return join([cell[:place], tag("span", cell[place:], class_="bad")], "")
+    return join([cell[:place], tag("span", cell[place:].lstrip("; "), class_="bad")], " ")
 
 
 def flagged_table(found: Findings) -> Html:
@@ -78,7 +78,7 @@ def flagged_table(found: Findings) -> Html:
             epoch = f"{shown(row['best_epoch'])} of {shown(row['epochs_done'])}"
             lines.append([row["number"], named, name, *known, epoch])
     head = ["number", "arm", "flag", breakable(score), "its zero-shot", "tuned teacher", "best epoch"]
-    return join([table(head, lines, words=3, class_="failed"), paragraph(FLAG_NOTE, class_="caution")])
+    return join([table(head, lines, words=3, class_="flagged"), paragraph(FLAG_NOTE, class_="caution")])
 
 
 def explained_table(rows: Sequence[tuple[str, str]]) -> Html:

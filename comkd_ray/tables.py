@@ -75,9 +75,9 @@ def without(every: Sequence[Flagged], name: str) -> Table:
 
 
 FLAG_NOTE = (
-    f"An arm is {COLLAPSED} whose headline test score is at most its own zero-shot plus {NEAR:.0%} of the "
-    f"way from there to the tuned teacher ({POINTS:g} point at most), and {AT_ONCE} whose best epoch of "
-    "several was the first. Every mean, interval and test holds flagged arms, and says how many; a mean "
+    f"An arm is {COLLAPSED} whose headline test score is at most its own zero-shot plus {100 * NEAR:.0f} % "
+    f"of the way from there to the tuned teacher ({POINTS:g} point at most), and {AT_ONCE} whose best epoch "
+    "of several was the first. Every mean, interval and test holds flagged arms, and says how many; a mean "
     "without them stands beside it to show what they move. That is a choice by outcome: no better estimate, "
     "and no test is made of it."
 )

@@ -217,8 +217,8 @@ def test_the_best_arm_is_not_spared(tmp_path: Path) -> None:
 def test_the_page_is_red_and_the_markdown_says_the_same(broken: run.Run) -> None:
     words = body(report.page(broken))
     assert "Arms that collapsed or peaked at once" in words
-    assert '3<span class="bad"> (1 collapsed)</span>' in words
-    assert '<span class="bad">; with 1 collapsed (seed 3)</span>' in words
+    assert '3 <span class="bad">(1 collapsed)</span>' in words
+    assert 'not decidable with n = 3 <span class="bad">with 1 collapsed (seed 3)</span>' in words
     assert words.count("That is a choice by outcome") == 1
     text = markdown.tables(broken)
     assert "**Of 15 full-budget arms 1 collapsed.**" in text

@@ -82,7 +82,7 @@ def test_few_arms_are_grey_and_say_why(arms: pl.DataFrame, tmp_path: Path) -> No
     )
     colors = [importance.importance_plot(info).data[0].marker.color for info in (few, many)]
     assert colors == ["var(--grey)", "var(--blue)"]
-    assert "Grey, because there are fewer than 30 arms" in importance.reading(few, "val_harmonic_mean")
+    assert "Grey, because with fewer than 30 arms" in importance.reading(few, "val_harmonic_mean")
     assert "Grey" not in importance.reading(many, "val_harmonic_mean")
     assert "no ablation verdict" in importance.reading(many, "val_harmonic_mean")
 

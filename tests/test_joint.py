@@ -256,7 +256,7 @@ def test_collapsed_arms_and_other_ns_are_told_in_their_cell(tmp_path: Path) -> N
     assert found["PromptKD"].endswith(f" (n = 3, 1 collapsed; without {others:.2f})")
     assert found["projector only"].endswith(" (n = 2)")
     assert "(" not in found["ComKD-CLIP"]
-    assert f'<span class="bad"> (n = 3, 1 collapsed; without {others:.2f})</span>' in joint_report.page(both)
+    assert f'<span class="bad">(n = 3, 1 collapsed; without {others:.2f})</span>' in joint_report.page(both)
     assert "Of 29 full-budget arms 1 collapsed (dtd); they are in every mean, rank and test." in (
         joint_report.sentences(both)
     )
