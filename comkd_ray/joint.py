@@ -132,24 +132,29 @@ def _by_dataset(known: Sequence[tuple[Run, Study]]) -> dict[str, Run]:
     """Runs by what their data set is called. UserError where one data set stands twice."""
     seen: dict[object, Run] = {}
     for run, study in known:
-        data = (run.provenance.get("hashes") or {}).get("data")
-        for mark in ((study.data.dataset, study.data.root), data):
+        data = study.data
+        own = (data.root, data.split) if data.dataset in _NAMELESS else data.dataset
+        marks = (own, (run.provenance.get("hashes") or {}).get("data"))
+        for mark in marks:
             if mark is not None and mark in seen:
                 raise UserError(
                     f"{seen[mark].name} and {run.name} are on the same data set, {_called(run, study)}: "
                     "a data set counts once, leave one out"
                 )
-        seen |= {mark: run for mark in ((study.data.dataset, study.data.root), data) if mark is not None}
+        seen |= {mark: run for mark in marks if mark is not None}
     names = [_called(*each) for each in known]
     return {
-        name if names.count(name) == 1 else f"{name} ({run.name})": run
-        for name, (run, _) in zip(names, known, strict=True)
+        name if names.count(name) == 1 else f"{name} ({place})": run
+        for place, (name, (run, _)) in enumerate(zip(names, known, strict=True), 1)
     }
 
 
+_NAMELESS = ("folder", "split_file")
+"""Values of data.dataset that say nothing of what the images are; such a run is called by its study."""
+
+
 def _called(run: Run, study: Study) -> str:
-    """A folder or a split file has no name of its own: the study's then."""
-    return run.name if study.data.dataset in ("folder", "split_file") else study.data.dataset
+    return run.name if study.data.dataset in _NAMELESS else study.data.dataset
 
 
 def _methods(run: Run) -> Arms:

@@ -81,7 +81,7 @@ def differences(
     pairs = pairs.with_columns(
         pl.concat_list(FLAG, f"{FLAG}_off").alias(FLAG), difference=pl.col(score) - pl.col(f"{score}_off")
     )
-    every = pl.col(FLAG).explode().drop_nulls()
+    every = pl.col(FLAG).explode().drop_nulls().sort()
     return pairs.group_by("seed").agg(pl.col("difference").mean(), every).sort("seed")
 
 

@@ -146,6 +146,10 @@ def test_folders_are_called_by_their_study(tmp_path: Path) -> None:
         data = {"dataset": "folder", "root": f"/d/{place}"}
         folders.append(one(tmp_path, place, data=data))
     assert list(joined(folders).runs) == ["caltech101", "dtd"]
+    for folder in folders:  # two studies of one name
+        path = folder / "study.yaml"
+        path.write_text(re.sub("study: .*", "study: mine", path.read_text(), count=1))
+    assert list(joined(folders).runs) == ["mine (1)", "mine (2)"]
 
 
 # What is refused ----------------------------------------------------------------------------------
@@ -179,9 +183,12 @@ def test_one_data_set_twice_is_refused(tmp_path: Path) -> None:
     first, second = one(tmp_path / "a", 0), one(tmp_path / "b", 0)
     with pytest.raises(UserError, match="are on the same data set, caltech101: a data set counts once"):
         joined([first, second])
-    copied = one(tmp_path / "c", 0, data={"dataset": "caltech101", "root": "/elsewhere"})
-    with pytest.raises(UserError, match="on the same data set"):
-        joined([first, copied])
+    elsewhere = one(tmp_path / "c", 0, data={"dataset": "caltech101", "root": "/elsewhere"})
+    (elsewhere / "provenance.json").unlink()
+    copied = one(tmp_path / "d", 0, data={"dataset": "folder", "root": "/copy"})  # of the same hash
+    for other in (elsewhere, copied):
+        with pytest.raises(UserError, match="on the same data set"):
+            joined([first, other])
 
 
 def test_no_two_common_methods_are_refused(tmp_path: Path, three: list[Path]) -> None:
