@@ -101,7 +101,9 @@ def _bank(arms: pl.DataFrame, stages: Mapping[str, Any]) -> Saving:
         return Saving(
             "bank", spared, f"{how}; what the bank took to build is not recorded and not subtracted"
         )
-    return Saving("bank", spared - built, f"{how}: {duration(spared)}, minus {duration(built)} to build it")
+    return Saving(
+        "bank", spared - built, f"{how}: {duration(spared)}, minus {duration(built)} of this run's bank stage"
+    )
 
 
 def _halving(arms: pl.DataFrame) -> Saving:

@@ -152,8 +152,10 @@ def parallel_plot(info: ParallelInfo) -> go.Figure:
         else:
             trace.marker.update(colorscale=LINE_SCALE, showscale=False)
     dress(figure, 450).update_layout(margin_r=64)  # names stand clear of the buttons
+    score, _, last = info.labels[0].rpartition("_")  # whole, it would stick out on the left and be hidden
+    names = [f"{score}_<br>{last}", *(label.replace(".", ".<br>") for label in info.labels[1:])]
     figure.update_xaxes(
-        ticktext=[label.replace(".", ".<br>").replace(" ", "<br>") for label in info.labels],
+        ticktext=[name.replace(" ", "<br>") for name in names],
         side="top",
         showline=False,
         tickangle=0,

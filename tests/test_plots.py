@@ -136,6 +136,7 @@ def test_parallel_axes_carry_whole_names(arms: pl.DataFrame) -> None:
     assert info.labels == ["val_harmonic_mean (%)", *sorted(fake_run.SPACE)]
     figure = search_plots.parallel_plot(info)
     assert "student.<br>attention_scale" in figure.layout.xaxis.ticktext
+    assert figure.layout.xaxis.ticktext[0] == "val_harmonic_<br>mean<br>(%)"
     assert len([trace for trace in figure.data if trace.mode == "lines"]) == 16
 
 
