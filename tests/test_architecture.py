@@ -97,27 +97,37 @@ ALLOWED = {
     "factorial": "errors stats | polars",
     "across_datasets": "errors planner stats | polars scipy",
     "arms": "errors protocols search_space | polars",
-    "pairing": "arms comparison | polars",
-    "variants": "arms pairing search_space stats words | polars",
+    "collapse": "arms stats | polars",
+    "pairing": "arms collapse comparison | polars",
+    "variants": "arms collapse pairing search_space stats words | polars",
     "run": "arms config errors protocols results study_file | polars",
-    "reference_rows": "arms config search_space stats study_file words | polars",
-    "components": "arms config errors factorial pairing reference_rows stats | polars",
+    "reference_rows": "arms collapse config search_space stats study_file words | polars",
+    "components": "arms collapse config errors factorial pairing reference_rows stats | polars",
     "published": "|",
     "published_gap": "config published reference_rows stats |",
-    "tables": "arms comparison components factorial pairing published published_gap reference_rows stats"
+    "tables": "arms collapse components factorial pairing published published_gap reference_rows stats"
     " variants words |",
-    "markdown": "components pairing published_gap reference_rows run tables variants |",
-    "figure": "arms words | plotly",
-    "plots": "arms figure protocols stats | plotly polars",
-    "cost_plots": "arms figure reference_rows stats | plotly polars",
-    "search_plots": "arms figure protocols search_space | optuna plotly polars",
-    "findings": "arms pairing protocols reference_rows words | polars",
-    "report_tables": "arms components findings markup pairing protocols stats tables words | polars",
+    "costs": "arms config tables variants words | polars",
+    "markdown": "arms collapse components pairing published_gap reference_rows run tables variants |",
+    "joint": "across_datasets arms collapse config errors reference_rows run stats study_file variants words"
+    " | polars",
+    "figure": "arms collapse words | plotly",
+    "plots": "arms collapse figure protocols stats | plotly polars",
+    "cost_plots": "arms collapse figure reference_rows stats | plotly polars",
+    "search_study": "arms protocols search_space | optuna polars",
+    "search_plots": "arms collapse figure protocols search_study | optuna plotly polars",
+    "importance": "arms figure protocols search_study | optuna plotly polars",
+    "rank_plot": "across_datasets figure | plotly",
+    "findings": "arms collapse pairing protocols reference_rows words | polars",
+    "report_tables": "arms collapse components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
-    "report_figures": "arms components cost_plots figure findings markup plots reference_rows report_facts"
-    " report_tables run search_plots variants | plotly",
-    "report": "findings markup published published_gap reference_rows report_facts report_figures"
-    " report_tables results run tables variants words | plotly",
+    "document": "markup words | plotly",
+    "report_figures": "arms collapse components cost_plots costs document figure findings importance markup"
+    " plots reference_rows report_facts report_tables run search_plots variants | plotly",
+    "report": "document findings markup published published_gap reference_rows report_facts report_figures"
+    " report_tables results run tables variants |",
+    "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
+    " report_tables results run tables words |",
     # top
     "plan": "arms cache config data.datasets data.folders data.storing data.stream errors jobs memory_probe"
     " models photographs planner prepare protocols search_space study_file | open_clip torch",
@@ -138,14 +148,15 @@ ALLOWED = {
     "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ arms cli_bank cli_bench cli_data cli_teacher cluster exits markdown plan progress report"
-    " run study_file study_run |",
+    "cli": "__init__ arms cli_bank cli_bench cli_data cli_teacher cluster exits joint_report markdown plan"
+    " progress report run study_file study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "arms", "pairing", "variants", "run", "reference_rows", "components", "published", "published_gap",
-    "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "findings", "markup",
-    "report_tables", "report_facts", "report_figures", "report", "results",
+    "arms", "collapse", "pairing", "variants", "run", "reference_rows", "components", "published",
+    "published_gap", "tables", "costs", "markdown", "joint", "figure", "plots", "cost_plots", "search_study",
+    "search_plots", "importance", "rank_plot", "findings", "markup", "report_tables", "report_facts",
+    "document", "report_figures", "report", "joint_report", "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}
 
