@@ -3,7 +3,8 @@
 The pace is measured (`probe.py`), or counted: operations at `plan.RATE`, for machines that are not at
 hand. What Ray takes is a constant here, because a probe starts none. Assumed: arms are drawn at random
 (as TPE's first ones are; `longer` says what its taste may add) and leave as a share; an arm that differs
-in shape counts as the commonest of its kind; no arm repeats another; nothing is in the cache.
+in shape counts as the commonest of its kind; no arm repeats another; nothing is in the cache; images that
+are streamed are decoded by nobody else meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import partition
 from comkd_ray.lineup import BANKED, PROMPTED, arms_of, cohort_size, kind_of, kinds_of, preferring_prompts
-from comkd_ray.plan import BACKWARD, RATE, Plan, cost_of
+from comkd_ray.plan import BACKWARD, RATE, Plan, cost_of, looked_at
 from comkd_ray.probe import Line, Pace, probe
 from comkd_ray.simulate import Cluster, Group, Timeline, simulate
 from comkd_ray.teacher import imagenet_templates
@@ -138,6 +139,8 @@ def forecast(study: Study, plan: Plan, pace: Pace, slots: int, failures_per_hour
     shards = Layout.of(plan.images["train"], plan.views).shards
     builders = 1 if 0 < compute.gpus < 1 else min(slots * max(1, group), shards)
     banks = plan.teacher_images * pace.teacher_image + plan.student_images * pace.student_image
+    if plan.streams:  # all views of a batch in turn: it is decoded once
+        banks += plan.images["train"] * pace.decode
     stages = {
         "start": RAY_START + GROUP_START + 2 * (pace.import_seconds + preparing),  # driver and worker
         "pixels": plan.stored * pace.decode,
@@ -174,25 +177,21 @@ def group_of(arms: Sequence[Arm], plan: Plan, pace: Pace, vit: bool) -> Group:
     study, kind = arms[0].study, kind_of(arms[0].study, vit)
     step, evaluation, batch = pace.steps[kind], pace.evaluations[kind], study.train.batch_size
     seen = plan.images["train"] // batch * batch
-    looked, tested = looked_at(plan)
+    looked, tested = looked_at(study, plan.images)
     seeds = len({arm.study.train.seed for arm in arms})
     further = (seeds - 1) * pace.inputs if kind == PROMPTED else 0.0
+    decoded = (seen * seeds + looked) * pace.decode if plan.streams and kind == PROMPTED else 0.0
     halving, processes = study.search.halving, max(1, workers(study.compute))
     return Group(
         arms=len(arms),
         epochs=study.train.epochs,
         arm_seconds=(seen * step.slope + looked * evaluation.slope) / processes,
-        base_seconds=seen * (step.base + further) + looked * evaluation.base,
+        base_seconds=seen * (step.base + further) + looked * evaluation.base + decoded,
         rungs=tuple(rung_epochs(halving, study.train.epochs)),
         eta=halving.eta if halving else 1,
         protected=sum(arm.protected for arm in arms),
         end_seconds=tested * evaluation.slope / processes,
     )
-
-
-def looked_at(plan: Plan) -> tuple[int, int]:
-    """Images that an arm is evaluated on after each epoch, and once more when it ends."""
-    return plan.images["val"] + plan.images["test"], 0
 
 
 def counted_pace(study: Study) -> Pace:

@@ -11,8 +11,8 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
 import torch
@@ -20,11 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from comkd_ray import planner, search_space, study_file
 from comkd_ray.arms import SEED
-from comkd_ray.config import Study, Tower
-from comkd_ray.data.datasets import TEST, TRAIN, VAL
+from comkd_ray.cache import cache_root
+from comkd_ray.config import Data, Study, Tower
+from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
 from comkd_ray.data.folders import silent
+from comkd_ray.data.storing import store_bytes
+from comkd_ray.data.stream import choose
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
+from comkd_ray.memory_probe import CPU_ARMS, SAFE
 from comkd_ray.models import model_name
 from comkd_ray.photographs import learned_classes, shots, source_table, target_table, teacher_views
 from comkd_ray.prepare import view_count
@@ -65,6 +69,10 @@ class Images:
     stored: int
     """Images that are decoded."""
     stored_bytes: int
+    streams: bool = False
+    """Whether those of `data` are decoded again at every use."""
+    pixels: list[str] = field(default_factory=list)
+    """Where they come from, in words."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,14 @@ class Plan:
     views: int
     bank_bytes: int
     pixel_bytes: int
+    """Of the pixel stores that are kept."""
+    pixels: list[str]
+    """`data`, and `source` where there is one: stored or streamed, and why."""
     stored: int
-    """Images that are decoded."""
+    """Images that are decoded before anything is trained."""
+    streams: bool
+    """Whether training images are decoded again at every use."""
+    arms_per_trial: int | str
     learned_classes: int
     teacher_images: int
     """Through the teacher's tower for banks and accuracies."""
@@ -114,9 +128,10 @@ class Plan:
             *self.explained,
             ("images", f"{images}; {self.classes} classes"),
             ("arms", f"{self.arms}"),
+            ("arms in a cohort", _cohort(self.arms_per_trial)),
             ("steps an arm", f"{self.steps:,} in {self.epochs} epochs"),
             ("bank", f"{_size(self.bank_bytes)}, {self.views} views an image"),
-            ("pixel store", _size(self.pixel_bytes)),
+            *(("pixels", words) for words in self.pixels),
             ("teacher", f"{self.teacher_flops / 1e15:.3g} PFLOP, once"),
             ("students", f"{self.student_flops / 1e15:.3g} PFLOP, all arms"),
             ("expected", hours),
@@ -143,7 +158,10 @@ def count_images(study: Study) -> Images:
     if is_transductive(study):
         parts["train"] = parts["test"]
     learned = learned_classes(study, source)
-    stores = [(study.data, table)] + ([] if study.source is None else [(study.source, source)])
+    stores = [("data", study.data, table)]
+    if study.source is not None:
+        stores.append(("source", study.source, source))
+    pixels = [_pixels(*store) for store in stores]
     return Images(
         parts=parts,
         classes=len(table.classes),
@@ -151,8 +169,10 @@ def count_images(study: Study) -> Images:
         learned_classes=learned,
         watched=int((source.labels[source.select(VAL)] < learned).sum()),
         source=0 if study.source is None else len(source.select(VAL)) + len(source.select(TEST)),
-        stored=sum(len(own.paths) for _, own in stores),
-        stored_bytes=sum(3 * data.side**2 * len(own.paths) for data, own in stores),
+        stored=sum(len(own.paths) for _, _, own in stores),
+        stored_bytes=sum(need for _, need in pixels),
+        streams=not choose(study.data, table, cache_root()).stored,
+        pixels=[words for words, _ in pixels],
     )
 
 
@@ -171,7 +191,8 @@ def plan_of(study: Study, images: Images) -> Plan:
     learns = teacher.is_vit and study.teacher.prompt_length > 0
     trained = study.teacher.epochs * images.learned if learns else 0
     spoken = encoded + _spoken(study, images, learns)
-    arm = max(steps) * longest.train.batch_size * BACKWARD + longest.train.epochs * evaluated
+    each, once_more = looked_at(study, images.parts)
+    arm = max(steps) * longest.train.batch_size * BACKWARD + longest.train.epochs * each + once_more
     once = encoded if is_banked(study, student) else evaluated
     batch = min(study.teacher.batch_size, max(1, images.learned))
     return Plan(
@@ -185,7 +206,10 @@ def plan_of(study: Study, images: Images) -> Plan:
         views=views,
         bank_bytes=2 * (encoded * teacher.width + once * student.width),
         pixel_bytes=images.stored_bytes,
+        pixels=images.pixels,
         stored=images.stored,
+        streams=images.streams,
+        arms_per_trial=study.search.arms_per_trial,
         learned_classes=images.learned_classes,
         teacher_images=spoken,
         teacher_trained=trained,
@@ -195,6 +219,27 @@ def plan_of(study: Study, images: Images) -> Plan:
         student_flops=float(student.flops) * (arms * arm * _prompted(variants, student) + once),
         can_find=reach_of(study),
     )
+
+
+def looked_at(study: Study, parts: Mapping[str, int]) -> tuple[int, int]:
+    """Images that an arm is evaluated on after each epoch, and once more when it ends."""
+    if study.selection == "promptkd":
+        return parts["val"] + parts["test"], 0
+    return parts["val"], parts["test"]
+
+
+def _pixels(section: str, data: Data, table: ImageTable) -> tuple[str, int]:
+    """Where the pixels of a data set will come from, and the bytes that it takes in the cache."""
+    choice, need = choose(data, table, cache_root()), store_bytes(len(table.paths), data.side)
+    if choice.stored:
+        return f"{section}: stored, {_size(need)}; {choice.why}", need
+    return f"{section}: decoded from files at every use; {choice.why} ({_size(need)})", 0
+
+
+def _cohort(arms: int | str) -> str:
+    if arms != "auto":
+        return str(arms)
+    return f"as many as {SAFE:.0%} of the memory holds, on a CPU at most {CPU_ARMS}; probed before the search"
 
 
 def _spoken(study: Study, images: Images, learns: bool) -> int:

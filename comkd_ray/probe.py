@@ -25,7 +25,7 @@ from torch import Tensor
 from comkd_ray.bank import pixels_of
 from comkd_ray.bank_store import BATCH
 from comkd_ray.config import Study, Tower
-from comkd_ray.data.datasets import TRAIN, ImageTable
+from comkd_ray.data.datasets import TRAIN, VAL, ImageTable
 from comkd_ray.data.folders import silent
 from comkd_ray.data.pixels import kept, open_store
 from comkd_ray.errors import UserError
@@ -286,7 +286,9 @@ class _Cohorts:
 
     def evaluation(self) -> Line:
         """Seconds of an evaluated image: an arm's pass through its tower, and what it takes beside."""
-        images = len(self.material.photographs.evaluated)
+        photographs = self.material.photographs
+        by_test = self.study.selection == "promptkd"
+        images = len(photographs.evaluated if by_test else photographs.part(VAL))
         prompted = has_visual_prompts(self.study.student, self.material.student)
         if prompted and images * self.image_seconds > LONG:
             return Line(0.0, self.image_seconds)

@@ -15,7 +15,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from comkd_ray import cluster, prepare, progress, provenance, ray_train, report, results, study_file
+from comkd_ray import (
+    cluster,
+    memory_probe,
+    prepare,
+    progress,
+    provenance,
+    ray_train,
+    report,
+    results,
+    study_file,
+)
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
 from comkd_ray.cache import cache_root
@@ -80,7 +90,7 @@ def check_run(study: Study, run: Path, resume: bool) -> None:
         )
     before = study_file.flatten(study_file.load(run / "study.yaml").model_dump(mode="json"))
     now = study_file.flatten(study.model_dump(mode="json"))
-    free = ("compute.", "search.arms", "note")
+    free = ("compute.", "search.arms", "note", "data.pixels", "source.pixels")
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     changed = sorted(key for key in keys if not key.startswith(free))
     if changed:
@@ -133,11 +143,25 @@ class _Run:
         again = arms.reconcile(records)
         if again:
             self.screen.say(f"{again} arms were cut off; they are asked again")
-        self.searcher = ray_search.CohortSearcher(self.study, self.run, self.cache, arms, card)
+        size = self.cohort_size(slots, arms.left())
+        self.searcher = ray_search.CohortSearcher(self.study, self.run, self.cache, arms, card, size)
         begun = time.monotonic()
         ray_search.search(self.searcher, slots, self.verbose)
         self.seconds["search"] = time.monotonic() - begun
         self.interrupted = bool(self.searcher.cohorts)  # Tune swallows Ctrl-C, and leaves them so
+
+    def cohort_size(self, slots: int, arms: int) -> int:
+        """Arms of a cohort: as the study says, or what memory holds; then the reason is written down."""
+        asked = self.study.search.arms_per_trial
+        if asked != "auto":
+            return asked
+        memory = memory_probe.read_memory(self.run)
+        assert memory is not None, "prepared, so probed"
+        workers = cluster.workers(self.study.compute) or 1
+        size, why = memory_probe.cohort_size(self.study, memory, slots, workers, cluster.node_count(), arms)
+        provenance.update(self.run, arms_per_trial={"auto": size, "because": why})
+        self.screen.say(f"search.arms_per_trial: {size}: {why}")
+        return size
 
     def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
@@ -157,7 +181,8 @@ class _Run:
     def prepare(self, slots: int) -> Card:
         """Teacher and banks, in a worker group of their own, unless this run has them already."""
         before = self.known_card()
-        if before is not None and is_ready(before, self.cache):
+        probed = self.study.search.arms_per_trial != "auto" or memory_probe.read_memory(self.run) is not None
+        if before is not None and probed and is_ready(before, self.cache):
             return before
         compute = self.study.compute
         ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus, self.preparers(slots))
@@ -202,6 +227,7 @@ class _Run:
                 "split": table.split,
                 "classes": list(table.classes),
                 "base": photographs.base,
+                "pixels": "stored" if photographs.store.stored else "streamed",
                 "shots": data.shots,
                 "views": prepare.view_count(self.study),
                 "teacher": len(shots(self.study, source.table)),
