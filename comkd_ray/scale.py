@@ -19,7 +19,7 @@ from comkd_ray.data.datasets import ROWS
 from comkd_ray.data.splits import HELD_OUT
 from comkd_ray.forecast import counted_pace, forecast
 from comkd_ray.lineup import cohort_size
-from comkd_ray.plan import Images, Plan, plan_of
+from comkd_ray.plan import Images, Plan, looked_at, plan_of
 
 GPUS = (8, 64, 1000)
 CLASSES = 1000
@@ -98,7 +98,7 @@ def on(study: Study, plan: Plan, slots: int) -> Scaled:
     pace = replace(counted_pace(study), list_seconds=plan.stored * LISTED)
     found = forecast(study, plan, pace, slots, FAILURES_PER_HOUR)
     search, train = found.search, plan.images["train"]
-    looked = train + plan.images["val"] + plan.images["test"]
+    used = train + looked_at(study, plan.images)[0]  # an arm's last look at the test images is left out
     rate = search.cohort_epochs / search.seconds
     return Scaled(
         study=study.study,
@@ -114,7 +114,7 @@ def on(study: Study, plan: Plan, slots: int) -> Scaled:
         tail_seconds=search.tail_seconds,
         failures=search.failures,
         lost=search.lost,
-        read_bytes_per_second=rate * (looked * plan.pixel_bytes / plan.stored + 2 * train * WIDTH),
+        read_bytes_per_second=rate * (used * plan.pixel_bytes / plan.stored + 2 * train * WIDTH),
         reports_per_second=rate,
         notes_per_second=search.arm_epochs / search.seconds,
     )
