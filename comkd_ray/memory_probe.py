@@ -124,16 +124,17 @@ def cohort_size(study: Study, memory: Memory, slots: int, workers: int, nodes: i
     most = workers * (fit if on_gpu else min(fit, CPU_ARMS))
     rounds = max(1, math.ceil(arms / (slots * most)))
     size = max(1, math.ceil(arms / (slots * rounds)))
-    whole = "the GPU" if share == 1 else f"{share:g} of the GPU"
-    held = (
-        f"{_gib(SAFE * share * memory.free)}, {SAFE:.0%} of {whole if on_gpu else f'1/{beside} of the node'}"
-    )
+    device = "GPU" if on_gpu else "node"
+    part = f"the {device}" if share == 1 else f"{share:.3g} of the {device}"
+    held = f"{_gib(SAFE * share * memory.free)}, {SAFE:.0%} of {part}"
     needs = f"{_gib(memory.fixed)} and {_gib(memory.per_arm)} an arm"
     limit = "" if on_gpu or fit <= CPU_ARMS else f", of which {CPU_ARMS} pay on a CPU"
+    holds = "holds" if workers == 1 else "holds for each worker"
+    times = f"{rounds} round{'s' if rounds > 1 else ''} of {size}"
     return Size(
         size,
-        f"{held}, {'holds' if workers == 1 else 'holds for each worker'} {fit} ({needs}){limit};"
-        f" {arms} arms over {slots} at once are {rounds} rounds of {size}; {_probed(memory)}",
+        f"{held}, {holds} {fit} ({needs}){limit}; {arms} arms over {slots} at once are {times};"
+        f" {_probed(memory)}",
     )
 
 
