@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from comkd_ray import cluster, memory_probe, prepare, ray_train, study_file
+from comkd_ray.cohort_size import CPU_ARMS, SAFE, Memory, cohort_size, read_memory
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.material import open_material, read_card, write_card
-from comkd_ray.memory_probe import CPU_ARMS, SAFE, Memory, cohort_size, heaviest_values, line, read_memory
+from comkd_ray.memory_probe import heaviest_values, line
 from comkd_ray.progress import Screen
 from comkd_ray.report_facts import provenance_tables
 from comkd_ray.study_run import _Run

@@ -22,9 +22,10 @@ import optuna
 import outer
 import pytest
 
-from comkd_ray import cluster, memory_probe, prepare, results, study_file
+from comkd_ray import cluster, prepare, results, study_file
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
+from comkd_ray.cohort_size import read_memory
 from comkd_ray.config import Compute
 from comkd_ray.errors import UserError
 from comkd_ray.material import write_card
@@ -195,7 +196,7 @@ def test_memory_is_probed_where_arms_run_and_sizes_the_cohorts(world: Path, tmp_
 
     assert (ended.returncode, ended.stderr) == (0, "")
     run = tmp_path / "reports" / "tiny"
-    memory = memory_probe.read_memory(run)
+    memory = read_memory(run)
     assert memory is not None
     assert memory.fits_more
     provenance = json.loads((run / "provenance.json").read_text())
