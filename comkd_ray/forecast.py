@@ -22,7 +22,7 @@ from comkd_ray.cohort import Arm
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import partition
-from comkd_ray.lineup import BANKED, PROMPTED, arms_of, cohort_size, kind_of, kinds_of, preferring_prompts
+from comkd_ray.lineup import BANKED, PROMPTED, arms_of, assumed_size, kind_of, kinds_of, preferring_prompts
 from comkd_ray.plan import BACKWARD, RATE, Plan, cost_of, looked_at
 from comkd_ray.probe import Line, Pace, probe
 from comkd_ray.simulate import Cluster, Group, Timeline, simulate
@@ -166,7 +166,7 @@ def teacher_seconds(study: Study, plan: Plan, pace: Pace) -> float:
 
 def cohorts_of(arms: Sequence[Arm], study: Study, plan: Plan, pace: Pace) -> Iterator[list[Group]]:
     """The cohorts of the search, each as its structures."""
-    vit, size = cost_of(study.student).is_vit, cohort_size(study)
+    vit, size = cost_of(study.student).is_vit, assumed_size(study)
     for first in range(0, len(arms), size):
         together = partition(arms[first : first + size])
         yield [group_of(group, plan, pace, vit) for group in together]
@@ -231,7 +231,7 @@ def expect(study: Study, plan: Plan, probed: bool, slots: int | None) -> Forecas
     if not probed:
         return forecast(study, plan, counted_pace(study), slots)
     kinds = kinds_of(study, cost_of(study.student).is_vit)
-    return forecast(study, plan, probe(study, kinds, cohort_size(study)), slots)
+    return forecast(study, plan, probe(study, kinds, assumed_size(study)), slots)
 
 
 def own_slots(study: Study, cores: int, gpus: int) -> int:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import islice
 
 from comkd_ray.cohort import Arm
+from comkd_ray.cohort_size import CPU_ARMS
 from comkd_ray.config import Study
 from comkd_ray.jobs import arm_identity, structure
-from comkd_ray.memory_probe import CPU_ARMS
 from comkd_ray.plan import cost_of, drawn
 from comkd_ray.study_file import cells, resolve
 
@@ -18,7 +18,7 @@ PROMPTED, BANKED = "prompted", "banked"
 """An arm whose tower runs in every step, and one whose tower never changes."""
 
 
-def cohort_size(study: Study) -> int:
+def assumed_size(study: Study) -> int:
     """Arms of a cohort; `auto`, which is known when memory was probed, counts as CPU_ARMS."""
     size = study.search.arms_per_trial
     return size if isinstance(size, int) else CPU_ARMS

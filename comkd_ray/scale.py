@@ -18,7 +18,7 @@ from comkd_ray.config import Study
 from comkd_ray.data.datasets import ROWS
 from comkd_ray.data.splits import HELD_OUT
 from comkd_ray.forecast import counted_pace, forecast
-from comkd_ray.lineup import cohort_size
+from comkd_ray.lineup import assumed_size
 from comkd_ray.plan import Images, Plan, looked_at, plan_of
 
 GPUS = (8, 64, 1000)
@@ -103,7 +103,7 @@ def on(study: Study, plan: Plan, slots: int) -> Scaled:
     return Scaled(
         study=study.study,
         slots=slots,
-        arms_per_trial=cohort_size(study),
+        arms_per_trial=assumed_size(study),
         bank_bytes=plan.bank_bytes,
         shards=Layout.of(train, plan.views).shards,
         pixel_bytes=plan.pixel_bytes,

@@ -79,8 +79,9 @@ ALLOWED = {
     "progress": "|",
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
-    "memory_probe": "cohort config data.datasets errors jobs material models results search_space study_file"
-    " | torch",
+    "cohort_size": "config search_space |",
+    "memory_probe": "cohort cohort_size config data.datasets errors jobs material models results search_space"
+    " study_file | torch",
     "optuna_search": "config protocols results search_space study_file | optuna",
     "ablation": "config optuna_search results search_space study_file |",
     "cluster": "config errors | ray",
@@ -129,7 +130,7 @@ ALLOWED = {
     "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
     " report_tables results run tables words |",
     # top
-    "plan": "arms cache config data.datasets data.folders data.storing data.stream errors jobs memory_probe"
+    "plan": "arms cache cohort_size config data.datasets data.folders data.storing data.stream errors jobs"
     " models photographs planner prepare protocols search_space study_file | open_clip torch",
     "simulate": "|",
     "stopwatch": "| torch",
@@ -137,10 +138,10 @@ ALLOWED = {
     " search_space study_file | torch",
     "probe": "bank bank_store config data.datasets data.folders data.pixels errors material models"
     " photographs protocols rehearsal stopwatch student teacher | open_clip torch",
-    "lineup": "cohort config jobs memory_probe plan study_file |",
+    "lineup": "cohort cohort_size config jobs plan study_file |",
     "forecast": "bank_store cluster cohort config errors jobs lineup plan probe simulate teacher train words"
     " | torch",
-    "study_run": "ablation cache cluster config data.datasets errors material memory_probe optuna_search"
+    "study_run": "ablation cache cluster cohort_size config data.datasets errors material optuna_search"
     " photographs plan prepare progress protocols provenance ray_train report results study_file tune"
     " weights |",
     # measuring
