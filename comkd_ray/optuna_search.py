@@ -6,26 +6,31 @@ for failed ones, so early values never pass for final ones. `optuna-dashboard` o
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
 
-from comkd_ray import search_space
+from comkd_ray import samplers, search_space
 from comkd_ray.config import Study
+from comkd_ray.journal import open_journal
 from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.results import Row
 from comkd_ray.search_space import Dimension, Overrides, Scalar, Space
-from comkd_ray.study_file import flatten
+from comkd_ray.study_file import full_point
 
 OWNER = "arm"  # user attribute that ties a trial to its record
+FIRST = "first"  # a named arm
+START = "start"  # a point of the Sobol sequence, and its number there
+RETRY = "retry_of"  # the trial that is asked again
+ORIGIN = "from"  # the study that a result was taken over from
+NOT_ASKED = frozenset(("same_as", "lost", ORIGIN))  # trials that are no arm asked for and kept
 MAX_REPEATS = 200  # proposals in a row that are known already, before a space counts as exhausted
 
 
@@ -68,82 +73,80 @@ def suggest(trial: optuna.Trial, key: str, dimension: Dimension) -> Scalar:
     return trial.suggest_float(key, *dimension.float, step=dimension.step, log=dimension.log)
 
 
-def open_journal(path: Path) -> JournalStorage:
-    """Open a journal that a killed process may have left locked or with half a last line.
-
-    Call it only while holding the run directory's own lock: then no living process writes here.
-    """
-    for lock in path.parent.glob(f"{path.name}.lock*"):
-        lock.unlink()
-    if path.exists():
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return JournalStorage(JournalFileBackend(str(path)))
-
-
 @dataclass
 class OptunaArms:
     """Asks Optuna for arms and tells it what became of them."""
 
     study: Study
-    journal: Path
+    journal: Path | None
+    """None: nothing is kept."""
+    told: tuple[Row, ...] = ()
+    """Records of another study to learn from, as `study_life.py` makes them."""
     trials: dict[int, optuna.Trial] = field(default_factory=dict)
     repeats: int = 0
     """Proposals in a row that were known already."""
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        storage = open_journal(self.journal)
+        self.storage: BaseStorage = InMemoryStorage() if self.journal is None else open_journal(self.journal)
         self.optuna = optuna.create_study(
-            study_name=self.study.study, storage=storage, direction="maximize", load_if_exists=True
+            study_name=self.study.study,
+            storage=self.storage,
+            directions=["maximize" if one == OBJECTIVE else "minimize" for one in self.objectives],
+            load_if_exists=True,
         )
-        known = self.optuna.get_trials(deepcopy=False)
-        self.optuna.sampler = self._sampler(len(known))
-        if not known:
-            for point in self.study.search.first:
-                self.optuna.enqueue_trial(_full_point(self.study, point), user_attrs={"first": True})
+        # a resumed search goes on with another seed: the same one would repeat its first draws
+        seed = self.study.search.seed + len(self.known())
+        self.optuna.sampler = samplers.make_sampler(self.study.search, seed)
 
-    def _sampler(self, known: int) -> optuna.samplers.BaseSampler:
-        """A resumed search goes on with another seed: the same one would repeat its first draws."""
-        search = self.study.search
-        seed = search.seed + known
-        if search.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return optuna.samplers.TPESampler(
-                n_startup_trials=search.startup_arms,
-                seed=seed,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-            )
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Columns that the search steers by."""
+        return self.study.search.objectives
+
+    def known(self) -> list[FrozenTrial]:
+        """All trials, by number."""
+        return self.optuna.get_trials(deepcopy=False)
 
     def left(self) -> int:
-        """Arms still to ask for; repeats and trials that a crash cut off do not count as asked."""
+        """Arms still to ask for.
+
+        Repeats, trials that a crash cut off, those asked again and those of another study do not count.
+        """
         assert self.study.search.arms is not None
         if self.repeats >= MAX_REPEATS:
             return 0
+        known = self.known()
+        again = {trial.user_attrs.get(RETRY) for trial in known}
         asked = [
             trial
-            for trial in self.optuna.get_trials(deepcopy=False)
-            if trial.state != TrialState.WAITING and not {"same_as", "lost"} & trial.user_attrs.keys()
+            for trial in known
+            if trial.state != TrialState.WAITING
+            and trial.number not in again
+            and not NOT_ASKED & trial.user_attrs.keys()
         ]
         return max(0, self.study.search.arms - len(asked))
 
     def ask(self) -> Proposal:
-        """The next configuration."""
+        """The next configuration: what waits, then named arms, then start points, then the sampler."""
+        known = self.known()
+        if not any(trial.state == TrialState.WAITING for trial in known):
+            self._enqueue_next(known)
         trial = self.optuna.ask()
         self.trials[trial.number] = trial
         overrides = search_space.draw(
             self.study.search.space, lambda key, dimension: suggest(trial, key, dimension)
         )
-        return Proposal(trial.number, overrides, "first" in trial.user_attrs)
+        return Proposal(trial.number, overrides, FIRST in trial.user_attrs)
+
+    def _enqueue_next(self, known: list[FrozenTrial]) -> None:
+        search = self.study.search
+        named = sum(FIRST in trial.user_attrs and RETRY not in trial.user_attrs for trial in known)
+        if named < len(search.first):
+            self.optuna.enqueue_trial(full_point(self.study, search.first[named]), user_attrs={FIRST: True})
+        elif samplers.is_starting(search, known):
+            index = sum(START in trial.user_attrs for trial in known)
+            self.optuna.enqueue_trial(samplers.start_point(search, index), user_attrs={START: index})
 
     def assign(self, number: int, arm: str) -> None:
         """Note which record will answer this proposal."""
@@ -151,8 +154,9 @@ class OptunaArms:
         self.trials[number].set_user_attr(OWNER, arm)
 
     def note(self, number: int, epoch: int, value: float) -> None:
-        """An intermediate value of a running arm."""
-        self.trials[number].report(value, epoch)
+        """An intermediate value of a running arm; Optuna takes none where there are several objectives."""
+        if len(self.objectives) == 1:
+            self.trials[number].report(value, epoch)
 
     def tell(self, number: int, record: Row | None, same_as: str | None = None) -> None:
         """How an arm ended; None: its cohort broke before it left a record.
@@ -160,51 +164,120 @@ class OptunaArms:
         same_as: the proposal repeats an arm that is known already, which was not trained again.
         """
         trial = self.trials.pop(number)
-        status = record["arm"]["status"] if record else "failed"
         if same_as is not None:
             self.repeats += 1
             trial.set_user_attr("same_as", same_as)
             for row in record["epochs"] if record else ():
-                trial.report(row[OBJECTIVE], row["epoch"])
-        if status == "complete":
-            assert record is not None
-            self.optuna.tell(trial, record["arm"][OBJECTIVE])
-        elif status == "pruned":
-            self.optuna.tell(trial, state=TrialState.PRUNED)
-        else:
-            self.optuna.tell(trial, state=TrialState.FAIL)
+                if len(self.objectives) == 1:
+                    trial.report(row[OBJECTIVE], row["epoch"])
+        state, values = self._ended(record)
+        self.optuna.tell(trial, values, state=state)
+
+    def _ended(self, record: Row | None) -> tuple[TrialState, list[float] | None]:
+        """State and values that Optuna is told; a value that is missing or not finite is a failure."""
+        row: Row = record["arm"] if record else {"status": "failed"}
+        if row["status"] == "pruned":
+            return TrialState.PRUNED, None
+        values = [row.get(name) for name in self.objectives]
+        if row["status"] == "complete" and all(v is not None and math.isfinite(v) for v in values):
+            return TrialState.COMPLETE, [float(v) for v in values if v is not None]
+        return TrialState.FAIL, None
 
     def reconcile(self, records: Mapping[str, Row]) -> int:
-        """After a crash: answer trials left RUNNING from the records, ask the rest again.
+        """After a crash or damage: tell what the records know, ask the rest again.
 
-        Returns how many are asked again.
+        Returns how many are asked again. Those come last: they take new numbers, and a record whose
+        trial the journal lost keeps its own.
         """
-        again = 0
-        for frozen in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            trial = optuna.Trial(self.optuna, frozen._trial_id)
-            self.trials[frozen.number] = trial
-            record = records.get(frozen.user_attrs.get(OWNER, ""))
-            if record is not None:
-                for row in record["epochs"]:
-                    if row["epoch"] not in frozen.intermediate_values:
-                        trial.report(row[OBJECTIVE], row["epoch"])
-                self.tell(frozen.number, record)
-                continue
-            params = frozen.system_attrs.get("fixed_params", {}) | frozen.params
-            if params:  # asked again before it is given up: a kill in between loses nothing
-                first = {"first": True} if "first" in frozen.user_attrs else {}
-                self.optuna.enqueue_trial(params, user_attrs={"retry_of": frozen.number, **first})
-                again += 1
+        numbered = {record["arm"].get("number"): record for record in records.values()}
+        for trial in self.known():
+            record = records.get(trial.user_attrs.get(OWNER, ""))
+            if record is None and OWNER not in trial.user_attrs:  # the journal lost whose trial this is
+                record = numbered.get(trial.number)
+                record = record if record is not None and _fits(record, trial) else None
+            if record is not None and not trial.state.is_finished():
+                self._complete(trial, record)
+        self._add_lost(records)
+        if not any(ORIGIN in trial.user_attrs and OWNER not in trial.user_attrs for trial in self.known()):
+            for record in self.told:
+                self._add(record, {})
+        return sum([self._give_up(trial, records) for trial in self.known()])
+
+    def _add_lost(self, records: Mapping[str, Row]) -> None:
+        """Records that the journal knows nothing of become trials with their own numbers."""
+        owned = {trial.user_attrs.get(OWNER) for trial in self.known()}
+        lost = [record for arm, record in records.items() if arm not in owned]
+        for record in sorted(lost, key=lambda one: one["arm"].get("number", 0)):
+            for _ in range(len(self.known()), record["arm"].get("number", 0)):
+                gap = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"lost": True})
+                self.optuna.add_trial(gap)
+            self._add(record, {OWNER: record["arm"]["arm"]})
+
+    def _give_up(self, frozen: FrozenTrial, records: Mapping[str, Row]) -> bool:
+        """Close a trial that was cut off, or whose record is gone; whether it is asked again."""
+        if frozen.state == TrialState.RUNNING:
+            asked = self._ask_again(frozen)  # before it is given up: a kill in between loses nothing
+            trial = self.trials[frozen.number] = optuna.Trial(self.optuna, frozen._trial_id)
             trial.set_user_attr("lost", True)
             self.tell(frozen.number, None)
-        return again
+            return asked
+        attributes = frozen.user_attrs
+        gone = OWNER in attributes and attributes[OWNER] not in records and "lost" not in attributes
+        if not gone or any(trial.user_attrs.get(RETRY) == frozen.number for trial in self.known()):
+            return False
+        return self._ask_again(frozen)
+
+    def _complete(self, frozen: FrozenTrial, record: Row) -> None:
+        """Tell a trial that never ended what its record says, with whatever the journal lacks of it."""
+        if frozen.state == TrialState.WAITING:
+            self.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+        row, space = record["arm"], self.study.search.space
+        for key in row.get("searched", ()):
+            if key not in frozen.params:
+                kind = _distribution(space[key])
+                self.storage.set_trial_param(frozen._trial_id, key, kind.to_internal_repr(row[key]), kind)
+        trial = self.trials[frozen.number] = optuna.Trial(self.optuna, frozen._trial_id)
+        if OWNER not in frozen.user_attrs:
+            trial.set_user_attr(OWNER, row["arm"])
+        for epoch, value in self._intermediate(record).items():
+            if epoch not in frozen.intermediate_values:
+                trial.report(value, epoch)
+        self.tell(frozen.number, record)
+
+    def _ask_again(self, frozen: FrozenTrial) -> bool:
+        params = frozen.system_attrs.get("fixed_params", {}) | frozen.params
+        if not params:
+            return False
+        first = {FIRST: True} if FIRST in frozen.user_attrs else {}
+        self.optuna.enqueue_trial(params, user_attrs={RETRY: frozen.number, **first})
+        return True
+
+    def _add(self, record: Row, attributes: dict[str, Any]) -> None:
+        """A trial that ended, straight from its record."""
+        row, space = record["arm"], self.study.search.space
+        origin = {ORIGIN: row[ORIGIN]} if row.get(ORIGIN) else {}
+        params = {key: row[key] for key in row.get("searched", ()) if key in space}
+        state, values = self._ended(record)
+        intermediate = self._intermediate(record)
+        if state == TrialState.PRUNED and intermediate:  # as Optuna itself does when it is told
+            values = [intermediate[max(intermediate)]]
+        self.optuna.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                values=values,
+                params=params,
+                distributions=distributions({key: space[key] for key in params}),
+                user_attrs=attributes | origin,
+                intermediate_values=intermediate,
+            )
+        )
+
+    def _intermediate(self, record: Row) -> dict[int, float]:
+        several = len(self.objectives) > 1
+        return {} if several else {row["epoch"]: row[OBJECTIVE] for row in record["epochs"]}
 
 
-def _full_point(study: Study, point: Overrides) -> Overrides:
-    """A named arm with the study's own values for searched keys that it leaves out."""
-    defaults = flatten(study.model_dump(mode="json"))
-
-    def value(key: str, _: Dimension) -> Scalar:
-        return point.get(key, defaults[key])
-
-    return search_space.draw(study.search.space, value)
+def _fits(record: Row, frozen: FrozenTrial) -> bool:
+    """Whether a record may be that of a trial: no value that the journal has of it differs."""
+    params = frozen.system_attrs.get("fixed_params", {}) | frozen.params
+    return all(record["arm"].get(key) == value for key, value in params.items())

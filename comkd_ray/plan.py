@@ -57,6 +57,8 @@ class Plan:
     images: dict[str, int]
     classes: int
     arms: int
+    search: str
+    """What chooses them: `study_file.how_arms_come`."""
     epochs: int
     """Of the longest arm."""
     steps: int
@@ -84,6 +86,7 @@ class Plan:
             *self.explained,
             ("images", f"{images}; {self.classes} classes"),
             ("arms", f"{self.arms}"),
+            ("arms come from", self.search),
             ("steps an arm", f"{self.steps:,} in {self.epochs} epochs"),
             ("bank", f"{_size(self.bank_bytes)}, {self.views} views an image"),
             ("pixel store", _size(self.pixel_bytes)),
@@ -128,6 +131,7 @@ def make_plan(study: Study) -> Plan:
         images=images,
         classes=len(table.classes),
         arms=arms,
+        search=study_file.how_arms_come(study),
         epochs=longest.train.epochs,
         steps=max(steps),
         views=views,
@@ -158,11 +162,7 @@ def _draws(study: Study) -> Iterator[Study]:
     stream = random.Random(study.search.seed)  # noqa: S311  (a search, no secret)
 
     def ask(_: str, dimension: Dimension) -> Scalar:
-        finite = dimension.values()
-        if finite is not None:
-            return stream.choice(finite)
-        assert dimension.bounds is not None
-        return stream.uniform(*dimension.bounds)
+        return dimension.at(stream.random())
 
     yield from (study_file.resolve(study, point) for point in study.search.first)
     for _ in range(DRAWS if study.search.space else 0):

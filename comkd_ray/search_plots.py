@@ -49,7 +49,7 @@ def rebuild_study(arms: pl.DataFrame, space: Space) -> optuna.Study:
     """The rows as an Optuna study in memory: trial i is row i. `space`: search.space, or empty."""
     keys = searched_keys(arms)
     dimensions = {key: _dimension(space.get(key), values) for key, values in _values(arms).items()}
-    with _quiet():
+    with quiet():
         study = optuna.create_study(direction="maximize")
         for row in arms.iter_rows(named=True):
             active = [key for key in keys if key in (row["searched"] or ()) and row[key] is not None]
@@ -113,7 +113,7 @@ def _native(value: Scalar, dimension: BaseDistribution) -> Scalar:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Optuna's log lines and its notices about experimental parts; both come back after."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -159,7 +159,7 @@ def history_info(arms: pl.DataFrame, space: Space) -> HistoryInfo:
 
 def history_plot(info: HistoryInfo) -> go.Figure:
     """Value over arms with best so far; pruned arms hollow, failed ones crosses at the bottom."""
-    with _quiet():
+    with quiet():
         figure = optuna.visualization.plot_optimization_history(info.study, target_name=info.label)
     for trace in figure.data:
         indices = [int(x) for x in trace.x]
@@ -226,7 +226,7 @@ def parallel_info(arms: pl.DataFrame, space: Space) -> ParallelInfo:
 
 def parallel_plot(info: ParallelInfo) -> go.Figure:
     """One line an arm through its values: Optuna's, in colours for both schemes, names whole."""
-    with _quiet():
+    with quiet():
         figure = optuna.visualization.plot_parallel_coordinate(info.study, target_name=info.labels[0])
     for trace in figure.data:
         if trace.mode == "lines":
@@ -275,7 +275,7 @@ def importance_info(arms: pl.DataFrame, space: Space) -> ImportanceInfo:
         raise NoFigure("All full-budget arms have the same value, so no key can matter.")
     study = rebuild_study(rows, space)
     top = max(0.1, 5 / len(rows))
-    with _quiet():
+    with quiet():
         found = optuna.importance.get_param_importances(
             study, evaluator=PedAnovaImportanceEvaluator(target_quantile=top), params=varied
         )
@@ -285,7 +285,7 @@ def importance_info(arms: pl.DataFrame, space: Space) -> ImportanceInfo:
 def importance_plot(info: ImportanceInfo) -> go.Figure:
     """Optuna's bars, largest on top."""
     evaluator = PedAnovaImportanceEvaluator(target_quantile=info.top)
-    with _quiet():
+    with quiet():
         figure = optuna.visualization.plot_param_importances(
             info.study, evaluator=evaluator, params=list(info.importances)
         )

@@ -33,6 +33,7 @@ ALLOWED = {
     "errors": "|",
     "markup": "|",
     "search_space": "|",
+    "quarantine": "errors |",
     "config": "search_space |",
     "study_file": "config errors protocols search_space |",
     "cache": "errors |",
@@ -55,7 +56,7 @@ ALLOWED = {
     "models": "config errors study_file | open_clip safetensors torch",
     "prompts": "errors models | open_clip torch",
     "student": "config losses models precision prompts | torch",
-    "results": "errors | polars",
+    "results": "errors quarantine | polars",
     "bank_store": "errors results |",
     "bank_care": "bank_store errors |",
     "bank": "bank_store data.pixels data.views errors study_file | torch",
@@ -75,12 +76,16 @@ ALLOWED = {
     "progress": "|",
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
-    "optuna_search": "config protocols results search_space study_file | optuna",
+    "budget": "config protocols |",
+    "journal": "quarantine results | optuna",
+    "samplers": "config search_space | optuna scipy",
+    "optuna_search": "config journal protocols results samplers search_space study_file | optuna",
+    "study_life": "config errors material protocols provenance results search_space study_file weights |",
     "ablation": "config optuna_search results search_space study_file |",
     "cluster": "config errors | ray",
     "ray_train": "config data.pixels errors jobs material prepare progress results stage_one study_file"
     " train | ray ray.train torch",
-    "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
+    "tune": "budget cluster config jobs material optuna_search protocols ray_train results search_space"
     " study_file weights | ray ray.tune",
     # report
     "stats": "| scipy",
@@ -93,7 +98,7 @@ ALLOWED = {
     "arms": "errors protocols search_space | polars",
     "pairing": "arms comparison | polars",
     "variants": "arms pairing search_space stats words | polars",
-    "run": "arms config errors protocols results study_file | polars",
+    "run": "arms config errors protocols quarantine results study_file | polars",
     "reference_rows": "arms config search_space stats study_file words | polars",
     "components": "arms config errors factorial pairing reference_rows stats | polars",
     "published": "|",
@@ -105,18 +110,20 @@ ALLOWED = {
     "plots": "arms figure protocols stats | plotly polars",
     "cost_plots": "arms figure reference_rows stats | plotly polars",
     "search_plots": "arms figure protocols search_space | optuna plotly polars",
+    "front_plot": "arms figure protocols search_plots | optuna plotly polars",
     "findings": "arms pairing protocols reference_rows words | polars",
     "report_tables": "arms components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
-    "report_figures": "arms components cost_plots figure findings markup plots reference_rows report_facts"
-    " report_tables run search_plots variants | plotly",
+    "report_figures": "arms components cost_plots figure findings front_plot markup plots reference_rows"
+    " report_facts report_tables run search_plots variants | plotly",
     "report": "findings markup published published_gap reference_rows report_facts report_figures"
     " report_tables results run tables variants words | plotly",
     # top
     "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"
     " protocols search_space study_file | open_clip torch",
-    "study_run": "ablation cache cluster config data.datasets errors material optuna_search photographs"
-    " plan prepare progress protocols provenance ray_train report results study_file tune weights |",
+    "study_run": "ablation budget cache cluster config data.datasets errors journal material optuna_search"
+    " photographs plan prepare progress protocols provenance ray_train report results search_space"
+    " study_file study_life tune weights |",
     # measuring
     "bench_files": "bank data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
@@ -131,13 +138,14 @@ ALLOWED = {
     "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ arms cli_bank cli_bench cli_data cli_teacher cluster exits markdown plan progress report"
-    " run study_file study_run |",
+    "cli": "__init__ arms budget cli_bank cli_bench cli_data cli_teacher cluster errors exits markdown plan"
+    " progress report results run study_file study_life study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "arms", "pairing", "variants", "run", "reference_rows", "components", "published", "published_gap",
-    "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "findings", "markup",
+    "quarantine", "arms", "pairing", "variants", "run", "reference_rows", "components",
+    "published", "published_gap", "tables", "markdown", "figure", "plots", "cost_plots",
+    "search_plots", "front_plot", "findings", "markup",
     "report_tables", "report_facts", "report_figures", "report", "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}

@@ -426,3 +426,13 @@ def test_epochs_of_a_foreign_table_are_no_trouble(study: Path) -> None:
     rows = pl.read_parquet(part)
     rows.with_columns(arm=pl.lit("000000000000")).write_parquet(part)
     assert "No epoch was recorded" in body(report.build(study))
+
+
+def test_a_study_with_two_objectives_has_its_front(tmp_path: Path) -> None:
+    tree = fake_run.study_tree(fake_run.SPACE)
+    tree["search"]["objectives"] = ["objective", "trainable_parameters"]
+    folder = fake_run.write(tmp_path, fake_run.searched_arms(), tree, fake_run.provenance())
+    page = body(report.build(folder))
+    assert "<h2>Front</h2>" in page
+    assert "what the search steered by: objective and trainable_parameters" in page
+    assert page.count('class="plot"') == 8
