@@ -157,6 +157,7 @@ def take_over(study: Study, run: Path, card: Card, identify: Callable[[Overrides
         elif not study.search.is_enumerated:
             kept.append({"arm": moved, "epochs": record["epochs"]})
     _write(run, {**_read(run), "told": kept})
+    provenance.update(run, fork={"from": name, "copied": copied, "told": len(kept)})
     if reason:
         return f"nothing of {name} is taken over: {reason}"
     return f"of {name}, {copied} arms are copied and {len(kept)} more are told to the sampler"
