@@ -115,7 +115,7 @@ def tune(
     limit = Budget(hours, max_arms, until)
     outcome = run_study(loaded, run, screen, resume, address, verbose, limit, forked)
     _tell(outcome, as_json, quiet, _how_to_go_on(forked, add_arms, run))
-    _exit(outcome)
+    sys.exit(_exit_code(outcome))
 
 
 def _check_flags(resume: bool, add_arms: int | None, fork: str | None) -> None:
@@ -125,14 +125,13 @@ def _check_flags(resume: bool, add_arms: int | None, fork: str | None) -> None:
         raise UserError("--fork: begins another study; without --resume")
 
 
-def _exit(outcome: Any) -> None:
-    """The exit code; a search that a budget ended has done what it was asked for."""
+def _exit_code(outcome: Any) -> int:
+    """How a study ended; a search that a budget ended has done what it was asked for."""
     if outcome.interrupted:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     if outcome.best is None:
-        sys.exit(FAILED)
-    if outcome.failed or outcome.left > outcome.unasked:
-        sys.exit(SOME_FAILED)
+        return FAILED
+    return SOME_FAILED if outcome.failed or outcome.left > outcome.unasked else 0
 
 
 def _how_to_go_on(forked: Any, add_arms: int | None, run: Path) -> str:

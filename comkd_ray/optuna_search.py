@@ -7,7 +7,7 @@ for failed ones, so early values never pass for final ones. `optuna-dashboard` o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ FIRST = "first"  # a named arm
 START = "start"  # a point of the Sobol sequence, and its number there
 RETRY = "retry_of"  # the trial that is asked again
 ORIGIN = "from"  # the study that a result was taken over from
-NOT_ASKED = frozenset(("same_as", "lost", ORIGIN))  # trials that are no arm asked for and kept
+REPEAT = "same_as"  # a proposal that is known already, and the arm that it repeats
+LOST = "lost"  # a trial that was cut off, or that the journal lost
+NOT_ASKED = frozenset((REPEAT, LOST, ORIGIN))  # trials that are no arm asked for and kept
 MAX_REPEATS = 200  # proposals in a row that are known already, before a space counts as exhausted
 
 
@@ -117,15 +119,21 @@ class OptunaArms:
         if self.repeats >= MAX_REPEATS:
             return 0
         known = self.known()
-        again = {trial.user_attrs.get(RETRY) for trial in known}
-        asked = [
-            trial
+        asked = {
+            trial.user_attrs.get(OWNER, trial.number)
             for trial in known
-            if trial.state != TrialState.WAITING
-            and trial.number not in again
-            and not NOT_ASKED & trial.user_attrs.keys()
-        ]
+            if trial.state != TrialState.WAITING and not NOT_ASKED & trial.user_attrs.keys()
+        }
+        for trial in known:
+            if trial.state == TrialState.WAITING:  # its arm is asked again, whoever had it before
+                asked -= {one.user_attrs.get(OWNER, one.number) for one in self._before(trial, known)}
         return max(0, self.study.search.arms - len(asked))
+
+    def _before(self, trial: FrozenTrial, known: list[FrozenTrial]) -> Iterator[FrozenTrial]:
+        """The trials that a trial asks again."""
+        while RETRY in trial.user_attrs:
+            trial = known[trial.user_attrs[RETRY]]
+            yield trial
 
     def ask(self) -> Proposal:
         """The next configuration: what waits, then named arms, then start points, then the sampler."""
@@ -166,7 +174,7 @@ class OptunaArms:
         trial = self.trials.pop(number)
         if same_as is not None:
             self.repeats += 1
-            trial.set_user_attr("same_as", same_as)
+            trial.set_user_attr(REPEAT, same_as)
             for row in record["epochs"] if record else ():
                 if len(self.objectives) == 1:
                     trial.report(row[OBJECTIVE], row["epoch"])
@@ -189,12 +197,10 @@ class OptunaArms:
         Returns how many are asked again. Those come last: they take new numbers, and a record whose
         trial the journal lost keeps its own.
         """
-        numbered = {record["arm"].get("number"): record for record in records.values()}
         for trial in self.known():
             record = records.get(trial.user_attrs.get(OWNER, ""))
             if record is None and OWNER not in trial.user_attrs:  # the journal lost whose trial this is
-                record = numbered.get(trial.number)
-                record = record if record is not None and _fits(record, trial) else None
+                record = next((one for one in records.values() if _fits(one, trial)), None)
             if record is not None and not trial.state.is_finished():
                 self._complete(trial, record)
         self._add_lost(records)
@@ -205,44 +211,60 @@ class OptunaArms:
 
     def _add_lost(self, records: Mapping[str, Row]) -> None:
         """Records that the journal knows nothing of become trials with their own numbers."""
-        owned = {trial.user_attrs.get(OWNER) for trial in self.known()}
+        kept = [trial.user_attrs for trial in self.known() if LOST not in trial.user_attrs]
+        owned = {attributes.get(OWNER) for attributes in kept}
         lost = [record for arm, record in records.items() if arm not in owned]
-        for record in sorted(lost, key=lambda one: one["arm"].get("number", 0)):
-            for _ in range(len(self.known()), record["arm"].get("number", 0)):
-                gap = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"lost": True})
-                self.optuna.add_trial(gap)
+        for record in sorted(lost, key=_number):
+            self._leave_out(_number(record))
             self._add(record, {OWNER: record["arm"]["arm"]})
+        self._leave_out(max(map(_number, records.values()), default=-1) + 1)
+
+    def _leave_out(self, number: int) -> None:
+        """Pass over numbers of trials that the journal lost, up to `number`: none is given twice."""
+        for _ in range(len(self.known()), number):
+            gap = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={LOST: True})
+            self.optuna.add_trial(gap)
 
     def _give_up(self, frozen: FrozenTrial, records: Mapping[str, Row]) -> bool:
         """Close a trial that was cut off, or whose record is gone; whether it is asked again."""
+        before = [one.user_attrs.get(OWNER) for one in self._before(frozen, self.known())]
+        arm = next((one for one in before if one in records), None)
+        if arm is not None and not frozen.state.is_finished():
+            self._start(frozen)  # asked again, and trained: the journal lost how that ended
+            self.tell(frozen.number, records[arm], same_as=arm)
+            return False
         if frozen.state == TrialState.RUNNING:
             asked = self._ask_again(frozen)  # before it is given up: a kill in between loses nothing
-            trial = self.trials[frozen.number] = optuna.Trial(self.optuna, frozen._trial_id)
-            trial.set_user_attr("lost", True)
+            self._start(frozen).set_user_attr(LOST, True)
             self.tell(frozen.number, None)
             return asked
         attributes = frozen.user_attrs
-        gone = OWNER in attributes and attributes[OWNER] not in records and "lost" not in attributes
+        gone = OWNER in attributes and attributes[OWNER] not in records and LOST not in attributes
         if not gone or any(trial.user_attrs.get(RETRY) == frozen.number for trial in self.known()):
             return False
         return self._ask_again(frozen)
 
     def _complete(self, frozen: FrozenTrial, record: Row) -> None:
         """Tell a trial that never ended what its record says, with whatever the journal lacks of it."""
-        if frozen.state == TrialState.WAITING:
-            self.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+        trial = self._start(frozen)
         row, space = record["arm"], self.study.search.space
         for key in row.get("searched", ()):
             if key not in frozen.params:
                 kind = _distribution(space[key])
                 self.storage.set_trial_param(frozen._trial_id, key, kind.to_internal_repr(row[key]), kind)
-        trial = self.trials[frozen.number] = optuna.Trial(self.optuna, frozen._trial_id)
         if OWNER not in frozen.user_attrs:
             trial.set_user_attr(OWNER, row["arm"])
         for epoch, value in self._intermediate(record).items():
             if epoch not in frozen.intermediate_values:
                 trial.report(value, epoch)
         self.tell(frozen.number, record)
+
+    def _start(self, frozen: FrozenTrial) -> optuna.Trial:
+        """Take a trial in hand that the journal has as waiting or running."""
+        if frozen.state == TrialState.WAITING:
+            self.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
+        trial = self.trials[frozen.number] = optuna.Trial(self.optuna, frozen._trial_id)
+        return trial
 
     def _ask_again(self, frozen: FrozenTrial) -> bool:
         params = frozen.system_attrs.get("fixed_params", {}) | frozen.params
@@ -277,7 +299,13 @@ class OptunaArms:
         return {} if several else {row["epoch"]: row[OBJECTIVE] for row in record["epochs"]}
 
 
+def _number(record: Row) -> int:
+    """The number of the trial that left a record."""
+    return int(record["arm"].get("number", 0))
+
+
 def _fits(record: Row, frozen: FrozenTrial) -> bool:
-    """Whether a record may be that of a trial: no value that the journal has of it differs."""
+    """Whether a record is that of a trial: its number, and no other value than the journal has."""
     params = frozen.system_attrs.get("fixed_params", {}) | frozen.params
-    return all(record["arm"].get(key) == value for key, value in params.items())
+    same = all(record["arm"].get(key) == value for key, value in params.items())
+    return same and _number(record) == frozen.number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ class Search:
     def __init__(self, run: Path, limit: Budget = Budget(), arms: int = 12, **search: Any) -> None:  # noqa: B008
         self.study: Study = outer.study(run, outer.tpe(arms, arms_per_trial=3, **search))
         self.run, self.cohorts = run, 0
-        asked = OptunaArms(self.study, run / "optuna.journal")
-        asked.reconcile(results.read_records(run))
-        self.searcher = ray_search.CohortSearcher(self.study, run, run, asked, CARD, limit)
+        self.arms = OptunaArms(self.study, run / "optuna.journal")
+        self.arms.reconcile(results.read_records(run))
+        self.searcher = ray_search.CohortSearcher(self.study, run, run, self.arms, CARD, limit)
 
     def cohort(self) -> list[jobs.Asked] | None:
         """Arms of the next cohort; None where the search is over."""
@@ -157,3 +158,62 @@ def test_the_work_order_of_a_search_with_two_objectives_is_as_any(tmp_path: Path
     search.searcher.on_trial_result("t0", {"epoch": 1, "values": [[asked[0].arm, 41.0]], "ended": []})
     order = json.loads((tmp_path / "cohorts" / "c0000.json").read_text())
     assert [one["arm"] for one in order["arms"]] == [one.arm for one in asked]
+
+
+# Whatever happens ---------------------------------------------------------------------------------
+
+
+def killed(search: Search, asked: list[jobs.Asked], stream: random.Random) -> None:
+    """The process dies; some of its arms left a record that nobody was told of."""
+    for one in asked:
+        if stream.random() < 0.5:
+            row = {"status": "complete", "objective": 50.0, "seconds": 1.0, "epochs_done": 1}
+            epochs = [{"arm": one.arm, "epoch": 1, "loss": 1.0, "objective": 50.0}]
+            results.write_record(search.run, row | jobs.asked_columns(search.study, "c", one), epochs)
+
+
+def spoiled(run: Path, stream: random.Random) -> None:
+    """A damaged record, and a journal with a lost line, half a line, a lost end, or none."""
+    records = sorted((run / "records").glob("*.json"), key=lambda path: path.read_text())
+    if records and stream.random() < 0.3:
+        stream.choice(records).write_text("{")
+    path, kind = run / "optuna.journal", stream.randrange(8)
+    lines = path.read_bytes().splitlines(keepends=True)
+    line = stream.randrange(len(lines))
+    damage = {
+        0: [*lines[:line], b"\x00\x00\n", *lines[line + 1 :]],
+        1: [*lines[:line], lines[line][: len(lines[line]) // 2], *lines[line + 1 :]],
+        2: [*lines[:line], lines[line][:5]],
+        3: [],
+    }
+    path.write_bytes(b"".join(damage.get(kind, lines)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_kills_and_damage_in_any_order_lose_no_result_and_train_nothing_twice(
+    tmp_path: Path, seed: int
+) -> None:
+    """Eight lives of a search; what is left is right in each, and the last one ends with twelve arms."""
+    stream = random.Random(seed)
+    first: list[Tree] = [{"student.ifalign": False}, {"student.ifalign": True}][: seed % 3]
+    sampler = ("tpe", "random", "qmc", "nsga2")[seed % 4]
+    for _ in range(8):
+        search = Search(tmp_path, first=first, sampler=sampler)
+        records = results.read_records(tmp_path)
+        assert search.searcher.left == 12 - len(records)
+        for _ in range(stream.randrange(1, 4)):
+            asked = search.cohort()
+            if asked is None:
+                break
+            assert not {one.arm for one in asked} & records.keys()
+            if stream.random() < 0.5:
+                search.end(search.cohorts - 1, asked, stream.uniform(40, 60))
+            else:
+                killed(search, asked, stream)
+        spoiled(tmp_path, stream)
+    search = Search(tmp_path, first=first, sampler=sampler)
+    search.whole()
+    records = results.read_records(tmp_path)
+    assert len(records) == 12
+    complete = [trial for trial in search.arms.known() if trial.state.name == "COMPLETE"]
+    assert {trial.user_attrs.get("arm") for trial in complete} >= records.keys()
