@@ -191,7 +191,9 @@ def _read(run: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((run / FILE).read_text(encoding="utf-8"))
         return {"from": found["from"], "changes": found["changes"], "told": found["told"]}
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{run / FILE}: cannot be read; remove {run} and fork again") from None
+        raise UserError(
+            f"{run / FILE}: cannot be read; remove it to go on without what the older study has to tell"
+        ) from None
 
 
 def _write(run: Path, content: dict[str, Any]) -> None:

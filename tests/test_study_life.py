@@ -258,7 +258,7 @@ def test_a_fork_may_be_a_grid_and_trains_only_the_cells_that_are_new(tmp_path: P
 
 def test_a_fork_note_that_is_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "fork.json").write_text("{")
-    with pytest.raises(UserError, match=r"fork\.json: cannot be read; remove"):
+    with pytest.raises(UserError, match=r"fork\.json: cannot be read; remove it to go on without"):
         study_life.told(tmp_path)
     assert study_life.told(tmp_path / "none") == ()
 
