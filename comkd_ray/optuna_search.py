@@ -84,6 +84,8 @@ class OptunaArms:
     """None: nothing is kept."""
     told: tuple[Row, ...] = ()
     """Records of another study to learn from, as `study_life.py` makes them."""
+    ordered: Mapping[str, Overrides] = field(default_factory=dict)
+    """Arms of the work orders, for those that a damaged journal lost: `jobs.ordered`."""
     trials: dict[int, optuna.Trial] = field(default_factory=dict)
     repeats: int = 0
     """Proposals in a row that were known already."""
@@ -207,7 +209,15 @@ class OptunaArms:
         if not any(ORIGIN in trial.user_attrs and OWNER not in trial.user_attrs for trial in self.known()):
             for record in self.told:
                 self._add(record, {})
-        return sum([self._give_up(trial, records) for trial in self.known()])
+        again = sum([self._give_up(trial, records) for trial in self.known()])
+        owned = {trial.user_attrs.get(OWNER) for trial in self.known()} | records.keys()
+        lost = [overrides for arm, overrides in self.ordered.items() if arm not in owned]
+        waiting = [trial.system_attrs.get("fixed_params") for trial in self.known()]
+        for overrides in lost:
+            if overrides not in waiting:
+                self.optuna.enqueue_trial(overrides)
+                again += 1
+        return again
 
     def _add_lost(self, records: Mapping[str, Row]) -> None:
         """Records that the journal knows nothing of become trials with their own numbers."""

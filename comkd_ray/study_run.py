@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from comkd_ray import (
     cluster,
+    jobs,
     journal,
     prepare,
     progress,
@@ -164,7 +165,8 @@ class _Run:
         if self.study.search.is_enumerated:
             taken = [record["arm"]["number"] for record in records.values()]
             return GridArms(self.study, self.identifier(card), records, taken)
-        return OptunaArms(self.study, self.run / JOURNAL, study_life.told(self.run))
+        told, ordered = study_life.told(self.run), jobs.ordered(self.run)
+        return OptunaArms(self.study, self.run / JOURNAL, told, ordered)
 
     def identifier(self, card: Card) -> Callable[[Overrides], str]:
         """An arm's values to its identity."""

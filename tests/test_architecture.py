@@ -121,9 +121,9 @@ ALLOWED = {
     # top
     "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"
     " protocols search_space study_file | open_clip torch",
-    "study_run": "ablation budget cache cluster config data.datasets errors journal material optuna_search"
-    " photographs plan prepare progress protocols provenance ray_train report results search_space"
-    " study_file study_life tune weights |",
+    "study_run": "ablation budget cache cluster config data.datasets errors jobs journal material"
+    " optuna_search photographs plan prepare progress protocols provenance ray_train report results"
+    " search_space study_file study_life tune weights |",
     # measuring
     "bench_files": "bank data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"

@@ -28,7 +28,7 @@ class Search:
     def __init__(self, run: Path, limit: Budget = Budget(), arms: int = 12, **search: Any) -> None:  # noqa: B008
         self.study: Study = outer.study(run, outer.tpe(arms, arms_per_trial=3, **search))
         self.run, self.cohorts = run, 0
-        self.arms = OptunaArms(self.study, run / "optuna.journal")
+        self.arms = OptunaArms(self.study, run / "optuna.journal", (), jobs.ordered(run))
         self.arms.reconcile(results.read_records(run))
         self.searcher = ray_search.CohortSearcher(self.study, run, run, self.arms, CARD, limit)
 
@@ -158,6 +158,27 @@ def test_the_work_order_of_a_search_with_two_objectives_is_as_any(tmp_path: Path
     search.searcher.on_trial_result("t0", {"epoch": 1, "values": [[asked[0].arm, 41.0]], "ended": []})
     order = json.loads((tmp_path / "cohorts" / "c0000.json").read_text())
     assert [one["arm"] for one in order["arms"]] == [one.arm for one in asked]
+
+
+def test_an_arm_that_neither_journal_nor_records_know_any_more_is_in_its_work_order(tmp_path: Path) -> None:
+    """A damaged record and a lost journal: the very arms that were asked for are trained, no others."""
+    Search(tmp_path).whole()
+    before = results.read_records(tmp_path)
+    for path in sorted((tmp_path / "records").iterdir())[:2]:
+        path.write_text("{")
+    (tmp_path / "optuna.journal").unlink()
+    search = Search(tmp_path)
+    assert search.searcher.left == 2
+    assert Search(tmp_path).whole() == [2]
+    assert results.read_records(tmp_path).keys() == before.keys()
+
+
+def test_a_damaged_work_order_is_passed_over(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    search.cohort()
+    (tmp_path / "cohorts" / "c0000.json").write_text("{")
+    assert jobs.ordered(tmp_path) == {}
+    assert Search(tmp_path).searcher.left == 12
 
 
 # Whatever happens ---------------------------------------------------------------------------------
