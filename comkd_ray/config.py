@@ -37,6 +37,11 @@ class Data(Section):
     """Where the published split file is missing, draw a split of our own (6.17); it is not comparable."""
     side: int = Field(256, ge=16, le=1024)
     """Side in pixels of the square that every image is stored as."""
+    pixels: Literal["store", "stream", "auto"] = "auto"
+    """`store`: decoded once, to the cache; `stream`: from their files at every use; the same numbers.
+
+    `auto` stores what takes less than half of the free disk and of the memory, and goes on as it began.
+    """
     shots: int = Field(16, ge=1)
     """Labelled images of each class that the teacher learns from."""
     views: int | Literal["epochs"] = "epochs"
@@ -193,8 +198,11 @@ class Search(Section):
     """What the sampler steers by: the protocol's objective, or that against size or time."""
     arms: int | None = Field(None, ge=1)
     """Arms to train; None is right for a grid and a list, which know their own size."""
-    arms_per_trial: int = Field(8, ge=1)
-    """Arms trained in lockstep on one frozen backbone: one Tune trial."""
+    arms_per_trial: int | Literal["auto"] = 8
+    """Arms trained in lockstep on one frozen backbone: one Tune trial.
+
+    `auto`: as many as fit into memory, which is probed once, and keep every slot busy; `memory_probe.py`.
+    """
     startup_arms: int = Field(10, ge=0)
     """Arms that have to end before tpe or gp models the space; a generation of nsga2.
 
@@ -206,6 +214,20 @@ class Search(Section):
     """Named arms, as overrides: trained before the sampler is asked, or the arms of a list."""
     space: dict[str, Dimension] = Field(default_factory=dict)
     """What is searched; may be left out only for a list."""
+
+    @model_validator(mode="after")
+    def _arms_in_a_cohort(self) -> Search:
+        if self.arms_per_trial != "auto" and self.arms_per_trial < 1:
+            raise ValueError("arms_per_trial must be at least 1, or 'auto'")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent_objectives(self) -> Search:
+        if "objective" not in self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise ValueError("objectives: `objective` has to be one of them, and none stands twice")
+        if len(self.objectives) > 1 and self.halving is not None:
+            raise ValueError("halving goes by one value; with several objectives, leave it out")
+        return self
 
     @property
     def is_enumerated(self) -> bool:
@@ -219,14 +241,6 @@ class Search(Section):
             return False
         cells = count(self.space)
         return cells is not None and cells <= self.arms
-
-    @model_validator(mode="after")
-    def _consistent_objectives(self) -> Search:
-        if "objective" not in self.objectives or len(set(self.objectives)) < len(self.objectives):
-            raise ValueError("objectives: `objective` has to be one of them, and none stands twice")
-        if len(self.objectives) > 1 and self.halving is not None:
-            raise ValueError("halving goes by one value; with several objectives, leave it out")
-        return self
 
 
 class Compute(Section):

@@ -11,7 +11,8 @@ import polars as pl
 from comkd_ray.arms import full_budget, searched_keys
 from comkd_ray.figure import BLUE, GREY, NoFigure, dress, hover
 from comkd_ray.protocols import OBJECTIVE
-from comkd_ray.search_plots import Space, objective_label, quiet, rebuild_study
+from comkd_ray.search_plots import objective_label
+from comkd_ray.search_study import Space, quiet, rebuild_study
 
 
 class FrontInfo(NamedTuple):

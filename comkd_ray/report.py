@@ -8,12 +8,10 @@ rebuild a report. The file carries its own plotly.js, and its content policy for
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
+from comkd_ray.document import Section, document
 from comkd_ray.findings import Findings, findings, sentences
 from comkd_ray.markup import Html, details, join, paragraph, tag, text
 from comkd_ray.published import ABLATIONS
@@ -21,13 +19,20 @@ from comkd_ray.published_gap import comparison
 from comkd_ray.reference_rows import ReferenceRow, reference_rows, remarks
 from comkd_ray.report_facts import arms_by_status, failed_table, provenance_tables
 from comkd_ray.report_figures import (
-    Section,
     cost_section,
     method_sections,
     modules_section,
     search_sections,
 )
-from comkd_ray.report_tables import compared_table, explained_table, plain_table, tiles, titled, top_table
+from comkd_ray.report_tables import (
+    compared_table,
+    explained_table,
+    flagged_table,
+    plain_table,
+    tiles,
+    titled,
+    top_table,
+)
 from comkd_ray.results import write_atomic
 from comkd_ray.run import Run, read
 from comkd_ray.tables import (
@@ -39,9 +44,6 @@ from comkd_ray.tables import (
     variants_table,
 )
 from comkd_ray.variants import variants
-from comkd_ray.words import DASH
-
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def build(run: Path) -> Path:
@@ -65,30 +67,8 @@ def page(run: Run) -> str:
         cost_section(run),
         _source(run),
     ]
-    links = [tag("a", title, href=f"#{ident}") for ident, title, _ in sections]
-    body = [tag("section", tag("h2", title), content, id=ident) for ident, title, content in sections[1:]]
-    head = tag("header", tag("h1", run.name), _note(run), tag("nav", join(links, " ")))
-    first = tag("section", sections[0][2], id=sections[0][0])
-    return join(
-        [
-            Html("<!doctype html>"),
-            Html('<html lang="en">'),
-            Html('<head><meta charset="utf-8">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Html('<meta name="color-scheme" content="light dark">'),
-            tag("title", f"{run.name} {DASH} comkd-ray"),
-            tag("style", Html(_shipped("report.css"))),
-            tag("script", Html(get_plotlyjs())),
-            Html("</head>"),
-            tag("body", head, tag("main", first, *body), tag("script", Html(_shipped("report.js")))),
-            Html("</html>\n"),
-        ]
-    )
-
-
-def _shipped(name: str) -> str:
-    return (files("comkd_ray") / name).read_text(encoding="utf-8")
+    head = join([tag("h1", run.name), _note(run)])
+    return document(run.name, head, sections)
 
 
 def _note(run: Run) -> Html:
@@ -110,7 +90,14 @@ def _headline(run: Run, found: Findings) -> Section:
             titled(f"Best arms by {run.scores.objective}", run.scores),
             top_table(run.arms),
         ]
-    return "result", "Result", join([*content, failed_table(run.arms)])
+    return "result", "Result", join([*content, _flagged(run, found), failed_table(run.arms)])
+
+
+def _flagged(run: Run, found: Findings) -> Html:
+    """Arms that collapsed or peaked at once; nothing where none did."""
+    if not found.flagged:
+        return Html("")
+    return join([titled("Arms that collapsed or peaked at once", run.scores), flagged_table(found)])
 
 
 def _notices(run: Run) -> Html:

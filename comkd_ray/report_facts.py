@@ -50,7 +50,7 @@ def failed_table(arms: pl.DataFrame) -> Html:
 
 
 def cost_lines(arms: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
-    """Time in sentences: the search, its rate, and what the teacher bank spared.
+    """Time in sentences: the search, its rate, and the peak of memory.
 
     Arms that a fork took over cost this study nothing.
     """
@@ -70,11 +70,6 @@ def cost_lines(arms: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{len(arms)} arms took {duration(spent)} in all, {3600 * len(arms) / spent:.3g} an hour."
         )
-    saved = float(arms["teacher_seconds_saved"].sum() or 0.0)
-    if saved:
-        bank = stages.get("bank")
-        price = "" if not bank else f" It took {duration(bank)} to build."
-        lines.append(f"The teacher bank spared {duration(saved)} of teacher forward passes.{price}")
     if provenance.get("peak_memory_bytes"):
         lines.append(f"Peak memory: {provenance['peak_memory_bytes'] / 2**30:.3g} GiB.")
     return lines

@@ -26,7 +26,13 @@ from comkd_ray.search_space import Overrides, Scalar
 from comkd_ray.weights import FOLDER as STUDENTS
 
 FILE = "fork.json"
-FREE = ("compute.", "search.arms", "note")  # what may change while a study goes on
+FREE = (
+    "compute.",
+    "search.arms",
+    "note",
+    "data.pixels",
+    "source.pixels",
+)  # what may change while a study goes on
 
 
 def check_run(study: Study, run: Path, resume: bool) -> None:

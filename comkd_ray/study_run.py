@@ -20,6 +20,7 @@ from comkd_ray import (
     cluster,
     jobs,
     journal,
+    memory_probe,
     prepare,
     progress,
     provenance,
@@ -28,7 +29,7 @@ from comkd_ray import (
     results,
     study_file,
     study_life,
-)  # fmt: skip
+)
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
 from comkd_ray.budget import Budget
@@ -154,11 +155,27 @@ class _Run:
         again = arms.reconcile(records)
         if again:
             self.screen.say(f"{again} arms were cut off; they are asked again")
-        self.searcher = ray_search.CohortSearcher(self.study, self.run, self.cache, arms, card, self.budget)
+        size = self.cohort_size(slots, arms.left())
+        self.searcher = ray_search.CohortSearcher(
+            self.study, self.run, self.cache, arms, card, size, self.budget
+        )
         begun = time.monotonic()
         ray_search.search(self.searcher, slots, self.verbose)
         self.seconds["search"] = time.monotonic() - begun
         self.interrupted = bool(self.searcher.cohorts)  # Tune swallows Ctrl-C, and leaves them so
+
+    def cohort_size(self, slots: int, arms: int) -> int:
+        """Arms of a cohort: as the study says, or what memory holds; then the reason is written down."""
+        asked = self.study.search.arms_per_trial
+        if asked != "auto":
+            return asked
+        memory = memory_probe.read_memory(self.run)
+        assert memory is not None, "prepared, so probed"
+        workers = cluster.workers(self.study.compute) or 1
+        size, why = memory_probe.cohort_size(self.study, memory, slots, workers, cluster.node_count(), arms)
+        provenance.update(self.run, arms_per_trial={"auto": size, "because": why})
+        self.screen.say(f"search.arms_per_trial: {size}: {why}")
+        return size
 
     def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
@@ -184,7 +201,8 @@ class _Run:
     def prepare(self, slots: int) -> Card:
         """Teacher and banks, in a worker group of their own, unless this run has them already."""
         before = self.known_card()
-        if before is not None and is_ready(before, self.cache):
+        probed = self.study.search.arms_per_trial != "auto" or memory_probe.read_memory(self.run) is not None
+        if before is not None and probed and is_ready(before, self.cache):
             return before
         compute = self.study.compute
         ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus, self.preparers(slots))
@@ -229,6 +247,7 @@ class _Run:
                 "split": table.split,
                 "classes": list(table.classes),
                 "base": photographs.base,
+                "pixels": "stored" if photographs.store.stored else "streamed",
                 "shots": data.shots,
                 "views": prepare.view_count(self.study),
                 "teacher": len(shots(self.study, source.table)),

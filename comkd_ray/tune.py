@@ -89,11 +89,19 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
     """Asks for a cohort of arms at once, and tells each arm as soon as its record is there."""
 
     def __init__(
-        self, study: Study, run: Path, cache: Path, arms: Arms, card: Card, limit: Budget = UNLIMITED
+        self,
+        study: Study,
+        run: Path,
+        cache: Path,
+        arms: Arms,
+        card: Card,
+        size: int,
+        limit: Budget = UNLIMITED,
     ) -> None:
+        """size: arms of a cohort. limit: when no more are asked for."""
         super().__init__()  # no metric: Tune would want it in every report
         self.study, self.run, self.cache, self.arms, self.card = study, run, cache, arms, card
-        self.limit = limit
+        self.size, self.limit = size, limit
         self.stopped: str | None = None
         """Why no more arms are asked for although some are left."""
         self.records = read_records(run)
@@ -158,7 +166,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         asked: list[Asked] = []
         running = {arm for cohort in self.cohorts.values() for arm in cohort}
         self.stopped = None
-        while len(asked) < self.study.search.arms_per_trial and self.arms.left():
+        while len(asked) < self.size and self.arms.left():
             self.stopped = self._limit_reached(len(running))
             if self.stopped:
                 break

@@ -47,7 +47,10 @@ ALLOWED = {
     "data.datasets": "config data.folders data.layouts data.raw data.splits errors |",
     "data.inspection": "config data.datasets data.folders data.layouts data.splits errors |",
     "data.views": "data.splits | torch",
-    "data.pixels": "data.datasets data.views errors |",
+    "data.decoding": "|",
+    "data.storing": "data.datasets data.decoding data.folders errors |",
+    "data.pixels": "data.datasets data.decoding data.storing data.views errors |",
+    "data.stream": "config data.datasets data.decoding data.pixels data.storing errors | torch",
     # method
     "losses": "| torch",
     "metrics": "| torch",
@@ -60,7 +63,8 @@ ALLOWED = {
     "bank_store": "errors results |",
     "bank_care": "bank_store errors |",
     "bank": "bank_store data.pixels data.views errors study_file | torch",
-    "photographs": "config data.datasets data.pixels data.splits errors models protocols study_file |",
+    "photographs": "config data.datasets data.pixels data.splits data.stream errors models protocols"
+    " study_file |",
     "material": "bank config errors models photographs results study_file | safetensors torch",
     "teacher": "config errors losses material models optim prompts results study_file"
     " | open_clip safetensors torch",
@@ -76,6 +80,8 @@ ALLOWED = {
     "progress": "|",
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
+    "memory_probe": "cohort config data.datasets errors jobs material models results search_space study_file"
+    " | torch",
     "budget": "config protocols |",
     "journal": "quarantine results | optuna",
     "samplers": "config search_space | optuna scipy",
@@ -83,8 +89,8 @@ ALLOWED = {
     "study_life": "config errors material protocols provenance results search_space study_file weights |",
     "ablation": "config optuna_search results search_space study_file |",
     "cluster": "config errors | ray",
-    "ray_train": "config data.pixels errors jobs material prepare progress results stage_one study_file"
-    " train | ray ray.train torch",
+    "ray_train": "config data.pixels errors jobs material memory_probe prepare progress results stage_one"
+    " study_file train | ray ray.train torch",
     "tune": "budget cluster config jobs material optuna_search protocols ray_train results search_space"
     " study_file weights | ray ray.tune",
     # report
@@ -96,39 +102,49 @@ ALLOWED = {
     "factorial": "errors stats | polars",
     "across_datasets": "errors planner stats | polars scipy",
     "arms": "errors protocols search_space | polars",
-    "pairing": "arms comparison | polars",
-    "variants": "arms pairing search_space stats words | polars",
+    "collapse": "arms stats | polars",
+    "pairing": "arms collapse comparison | polars",
+    "variants": "arms collapse pairing search_space stats words | polars",
     "run": "arms config errors protocols quarantine results study_file | polars",
-    "reference_rows": "arms config search_space stats study_file words | polars",
-    "components": "arms config errors factorial pairing reference_rows stats | polars",
+    "reference_rows": "arms collapse config search_space stats study_file words | polars",
+    "components": "arms collapse config errors factorial pairing reference_rows stats | polars",
     "published": "|",
     "published_gap": "config published reference_rows stats |",
-    "tables": "arms comparison components factorial pairing published published_gap reference_rows stats"
+    "tables": "arms collapse components factorial pairing published published_gap reference_rows stats"
     " variants words |",
-    "markdown": "components pairing published_gap reference_rows run tables variants |",
-    "figure": "arms words | plotly",
-    "plots": "arms figure protocols stats | plotly polars",
-    "cost_plots": "arms figure reference_rows stats | plotly polars",
-    "search_plots": "arms figure protocols search_space | optuna plotly polars",
-    "front_plot": "arms figure protocols search_plots | optuna plotly polars",
-    "findings": "arms pairing protocols reference_rows words | polars",
-    "report_tables": "arms components findings markup pairing protocols stats tables words | polars",
+    "costs": "arms config tables variants words | polars",
+    "markdown": "arms collapse components pairing published_gap reference_rows run tables variants |",
+    "joint": "across_datasets arms collapse config errors reference_rows run stats study_file variants words"
+    " | polars",
+    "figure": "arms collapse words | plotly",
+    "plots": "arms collapse figure protocols stats | plotly polars",
+    "cost_plots": "arms collapse figure reference_rows stats | plotly polars",
+    "search_study": "arms protocols search_space | optuna polars",
+    "search_plots": "arms collapse figure protocols search_study | optuna plotly polars",
+    "front_plot": "arms figure protocols search_plots search_study | optuna plotly polars",
+    "importance": "arms figure protocols search_study | optuna plotly polars",
+    "rank_plot": "across_datasets figure | plotly",
+    "findings": "arms collapse pairing protocols reference_rows words | polars",
+    "report_tables": "arms collapse components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
-    "report_figures": "arms components cost_plots figure findings front_plot markup plots reference_rows"
-    " report_facts report_tables run search_plots variants | plotly",
-    "report": "findings markup published published_gap reference_rows report_facts report_figures"
-    " report_tables results run tables variants words | plotly",
+    "document": "markup words | plotly",
+    "report_figures": "arms collapse components cost_plots costs document figure findings front_plot"
+    " importance markup plots reference_rows report_facts report_tables run search_plots variants | plotly",
+    "report": "document findings markup published published_gap reference_rows report_facts report_figures"
+    " report_tables results run tables variants |",
+    "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
+    " report_tables results run tables words |",
     # top
-    "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"
-    " protocols search_space study_file | open_clip torch",
+    "plan": "arms cache config data.datasets data.folders data.storing data.stream errors jobs memory_probe"
+    " models photographs planner prepare protocols search_space study_file | open_clip torch",
     "study_run": "ablation budget cache cluster config data.datasets errors jobs journal material"
-    " optuna_search photographs plan prepare progress protocols provenance ray_train report results"
-    " search_space study_file study_life tune weights |",
+    " memory_probe optuna_search photographs plan prepare progress protocols provenance ray_train report"
+    " results search_space study_file study_life tune weights |",
     # measuring
-    "bench_files": "bank data.views photographs | torch torchvision",
+    "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
-    " photographs prepare prompts protocols stage_one student study_file teacher | torch",
-    "bench_step": "bank bank_store bench_files cohort config data.datasets losses material models"
+    " photographs prepare prompts results stage_one student study_file teacher | torch",
+    "bench_step": "bank bank_store bench_files cohort config data.datasets data.stream losses material models"
     " photographs prompts provenance search_space stage_one student study_file teacher | torch",
     "bench_table": "config |",
     "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
@@ -138,15 +154,16 @@ ALLOWED = {
     "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ arms budget cli_bank cli_bench cli_data cli_teacher cluster errors exits markdown plan"
-    " progress report results run study_file study_life study_run |",
+    "cli": "__init__ arms budget cli_bank cli_bench cli_data cli_teacher cluster errors exits joint_report"
+    " markdown plan progress report results run study_file study_life study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "quarantine", "arms", "pairing", "variants", "run", "reference_rows", "components",
-    "published", "published_gap", "tables", "markdown", "figure", "plots", "cost_plots",
-    "search_plots", "front_plot", "findings", "markup",
-    "report_tables", "report_facts", "report_figures", "report", "results",
+    "quarantine", "arms", "collapse", "pairing", "variants", "run", "reference_rows", "components",
+    "published", "published_gap", "tables", "costs", "markdown", "joint", "figure", "plots", "cost_plots",
+    "search_study", "search_plots", "front_plot", "importance", "rank_plot", "findings", "markup",
+    "report_tables", "report_facts",
+    "document", "report_figures", "report", "joint_report", "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}
 

@@ -30,7 +30,7 @@ class Search:
         self.run, self.cohorts = run, 0
         self.arms = OptunaArms(self.study, run / "optuna.journal", (), jobs.ordered(run))
         self.arms.reconcile(results.read_records(run))
-        self.searcher = ray_search.CohortSearcher(self.study, run, run, self.arms, CARD, limit)
+        self.searcher = ray_search.CohortSearcher(self.study, run, run, self.arms, CARD, 3, limit)
 
     def cohort(self) -> list[jobs.Asked] | None:
         """Arms of the next cohort; None where the search is over."""
