@@ -60,6 +60,10 @@ def main() -> None:
               help="Stop asking when N arms at full budget were no better than the best.")  # fmt: skip
 @click.option("--yes", is_flag=True, help="Train a grid of more than 10,000 arms.")
 @click.option("--dry-run", is_flag=True, help="Say who learns from what and what it takes; start nothing.")
+@click.option("--probe", is_flag=True,
+              help="With --dry-run: measure for half a minute, and expect a wall time.")  # fmt: skip
+@click.option("--slots", type=click.IntRange(min=1),
+              help="With --dry-run: cohorts at once; without --probe at a stated rate.")  # fmt: skip
 @click.option("--address", help="Ray cluster to join; else $RAY_ADDRESS, else a local Ray starts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
@@ -77,6 +81,8 @@ def tune(
     until: int | None,
     yes: bool,
     dry_run: bool,
+    probe: bool,
+    slots: int | None,
     address: str | None,
     as_json: bool,
     quiet: bool,
@@ -88,30 +94,23 @@ def tune(
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
     check_size(loaded, yes)
-    _check_flags(resume, add_arms, fork)
+    _check_flags(resume, add_arms, fork, dry_run, bool(probe or slots))
     from comkd_ray.progress import quiet_libraries
 
     quiet_libraries(verbose)
     from comkd_ray.cluster import set_environment
 
     set_environment(None if dry_run else address)
-    from comkd_ray.progress import Screen
-    from comkd_ray.study_life import grown, plan_fork
-
-    style = "json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain"
-    screen = Screen(style)
-    forked = plan_fork(loaded, reports.absolute(), fork) if fork else None
-    loaded = forked.study if forked else loaded
-    run = (reports / loaded.study).absolute()
-    if resume:
-        loaded = grown(loaded, run, add_arms or 0)
+    loaded, run, forked = _settled(loaded, reports.absolute(), resume, add_arms, fork)
+    changes = forked.lines() if forked else []
     if dry_run:
-        _show_plan(loaded, run, resume, as_json, forked.lines() if forked else [])
+        _show_plan(loaded, run, resume, as_json, changes, probe, slots)
         return
+    from comkd_ray.progress import Screen
     from comkd_ray.study_run import run_study
 
-    screen.say(f"study {loaded.study}: {path}")
-    for line in forked.lines() if forked else ():
+    screen = Screen("json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain")
+    for line in (f"study {loaded.study}: {path}", *changes):
         screen.say(line)
     limit = Budget(hours, max_arms, until)
     outcome = run_study(loaded, run, screen, resume, address, verbose, limit, forked)
@@ -119,11 +118,24 @@ def tune(
     sys.exit(_exit_code(outcome))
 
 
-def _check_flags(resume: bool, add_arms: int | None, fork: str | None) -> None:
+def _check_flags(resume: bool, add_arms: int | None, fork: str | None, dry_run: bool, expects: bool) -> None:
     if add_arms and not resume:
         raise UserError("--add-arms: goes on with a study that has begun; add --resume")
     if fork and resume:
         raise UserError("--fork: begins another study; without --resume")
+    if expects and not dry_run:
+        raise UserError("--probe and --slots belong to --dry-run: they say what to expect and start nothing")
+
+
+def _settled(study: Any, reports: Path, resume: bool, add_arms: int | None, fork: str | None) -> Any:
+    """(study, run directory, fork or None) as the flags make them of a study file."""
+    from comkd_ray.study_life import grown, plan_fork
+
+    if fork:
+        forked = plan_fork(study, reports, fork)
+        return forked.study, forked.run, forked
+    run = reports / study.study
+    return (grown(study, run, add_arms or 0) if resume else study), run, None
 
 
 def _exit_code(outcome: Any) -> int:
@@ -141,19 +153,25 @@ def _how_to_go_on(forked: Any, add_arms: int | None, run: Path) -> str:
     return f"the same command with --resume{' and without --add-arms' if add_arms else ''} goes on"
 
 
-def _show_plan(study: Any, run: Path, resume: bool, as_json: bool, changes: list[str]) -> None:
+def _show_plan(
+    study: Any, run: Path, resume: bool, as_json: bool, changes: list[str], probe: bool, slots: int | None
+) -> None:
     from comkd_ray.plan import make_plan
     from comkd_ray.study_life import check_run
 
     check_run(study, run, resume)
-    plan = make_plan(study)
+    plan, found = make_plan(study), None
+    if probe or slots:
+        from comkd_ray.forecast import expect
+
+        found = expect(study, plan, probe, slots)
     if as_json:
-        click.echo(plan.as_json())
+        click.echo(plan.as_json(**({} if found is None else {"forecast": found.as_tree()})))
         return
     click.echo(f"{'study':<26} {study.study}, into {run}")
     for line in changes:
         click.echo(f"{'changed':<26} {line}")
-    for what, much in plan.lines():
+    for what, much in (*plan.lines(), *(() if found is None else found.lines())):
         click.echo(f"{what:<26} {much}")
 
 
