@@ -20,10 +20,10 @@ import torch
 from comkd_ray.bank_store import Layout
 from comkd_ray.cluster import workers
 from comkd_ray.cohort import Arm
+from comkd_ray.cohort_size import CPU_ARMS
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity, partition, structure
-from comkd_ray.memory_probe import CPU_ARMS
 from comkd_ray.plan import BACKWARD, RATE, Plan, cost_of, drawn, looked_at
 from comkd_ray.probe import Line, Pace, probe
 from comkd_ray.simulate import Cluster, Group, Timeline, simulate

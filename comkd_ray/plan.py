@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from comkd_ray import planner, search_space, study_file
 from comkd_ray.arms import SEED
 from comkd_ray.cache import cache_root
+from comkd_ray.cohort_size import CPU_ARMS, SAFE
 from comkd_ray.config import Data, Study, Tower
 from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
 from comkd_ray.data.folders import silent
@@ -28,7 +29,6 @@ from comkd_ray.data.storing import store_bytes
 from comkd_ray.data.stream import choose
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
-from comkd_ray.memory_probe import CPU_ARMS, SAFE
 from comkd_ray.models import model_name
 from comkd_ray.photographs import learned_classes, shots, source_table, target_table, teacher_views
 from comkd_ray.prepare import view_count

@@ -80,8 +80,9 @@ ALLOWED = {
     "progress": "|",
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
-    "memory_probe": "cohort config data.datasets errors jobs material models results search_space study_file"
-    " | torch",
+    "cohort_size": "config search_space |",
+    "memory_probe": "cohort cohort_size config data.datasets errors jobs material models results search_space"
+    " study_file | torch",
     "budget": "config protocols |",
     "journal": "quarantine results | optuna",
     "samplers": "config search_space | optuna scipy",
@@ -135,17 +136,17 @@ ALLOWED = {
     "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
     " report_tables results run tables words |",
     # top
-    "plan": "arms cache config data.datasets data.folders data.storing data.stream errors jobs memory_probe"
+    "plan": "arms cache cohort_size config data.datasets data.folders data.storing data.stream errors jobs"
     " models photographs planner prepare protocols search_space study_file | open_clip torch",
     "simulate": "|",
     "rehearsal": "bank cohort config data.datasets data.folders losses material models photographs prompts"
     " search_space study_file | torch",
     "probe": "bank bank_store config data.datasets data.folders data.pixels errors material models"
     " photographs protocols rehearsal student teacher | open_clip torch",
-    "forecast": "bank_store cluster cohort config errors jobs memory_probe plan probe simulate study_file"
+    "forecast": "bank_store cluster cohort config errors jobs cohort_size plan probe simulate study_file"
     " teacher train words | torch",
-    "study_run": "ablation budget cache cluster config data.datasets errors jobs journal material"
-    " memory_probe optuna_search photographs plan prepare progress protocols provenance ray_train report"
+    "study_run": "ablation budget cache cluster cohort_size config data.datasets errors jobs journal material"
+    " optuna_search photographs plan prepare progress protocols provenance ray_train report"
     " results search_space study_file study_life tune weights |",
     # measuring
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
