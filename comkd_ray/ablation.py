@@ -1,24 +1,42 @@
-"""Grids and lists: all arms are known beforehand, and the records are the ledger. No sampler is asked."""
+"""Grids, lists, exhausted spaces: all arms are known beforehand, and the records are the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+import itertools
+from collections.abc import Callable, Collection, Container, Mapping
 
 from comkd_ray.config import Study
 from comkd_ray.optuna_search import Proposal
 from comkd_ray.results import Row
 from comkd_ray.search_space import Overrides
-from comkd_ray.study_file import cells
+from comkd_ray.study_file import cells, full_point
 
 
 class GridArms:
     """Asks for the cells that have no record yet, in their order; answers like `OptunaArms`."""
 
-    def __init__(self, study: Study, identify: Callable[[Overrides], str], recorded: Container[str]) -> None:
-        """identify: a cell's values to its arm; cells of one arm (a knob without effect) are one."""
-        arms = {identify(cell): cell for cell in cells(study)}
-        numbered = enumerate(arms.items())
-        self.pending = [Proposal(number, cell) for number, (arm, cell) in numbered if arm not in recorded]
+    def __init__(
+        self,
+        study: Study,
+        identify: Callable[[Overrides], str],
+        recorded: Container[str],
+        taken: Collection[int] = (),
+    ) -> None:
+        """identify: a cell's values to its arm; cells of one arm (a knob without effect) are one.
+
+        recorded: arms that have ended. taken: numbers that a sampler gave to arms of this study.
+        """
+        arms: dict[str, Overrides] = {}
+        for cell in cells(study):
+            arms.setdefault(identify(cell), cell)
+        exhausted = study.search.is_exhausted
+        named = [full_point(study, point) for point in study.search.first] if exhausted else []
+        beyond = itertools.count(max([len(arms), *(number + 1 for number in taken)]))
+        self.pending = [
+            Proposal(next(beyond) if number in taken else number, cell, cell in named)
+            for number, (arm, cell) in enumerate(arms.items())
+            if arm not in recorded
+        ]
         self.asked = 0
 
     def left(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from comkd_ray import __version__
+from comkd_ray.budget import Budget
 from comkd_ray.cli_bank import bank
 from comkd_ray.cli_bench import bench
 from comkd_ray.cli_data import data
@@ -30,6 +31,7 @@ def main() -> None:
       comkd-ray tune                                  the quickstart, on what ships inside
       comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
+      comkd-ray tune STUDY.yaml --fork NAME           a changed study that begins with the results so far
       comkd-ray report reports/quickstart             rebuild the HTML from the results
       comkd-ray report reports/a reports/b            rank methods over several data sets
       comkd-ray teacher ls                            teachers that the cache holds
@@ -48,6 +50,15 @@ def main() -> None:
 @click.option("--reports", default="reports", type=click.Path(path_type=Path), show_default=True,
               help="Folder of run directories.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a study that has begun.")
+@click.option("--add-arms", type=click.IntRange(min=1), metavar="N",
+              help="With --resume: N arms more than the study has.")  # fmt: skip
+@click.option("--fork", metavar="NAME", help="Begin a study NAME with the results of STUDY's run.")
+@click.option("--budget-hours", "hours", type=click.FloatRange(min=0, min_open=True), metavar="H",
+              help="Stop asking when arms have taken H hours of GPUs (of CPUs without).")  # fmt: skip
+@click.option("--max-arms", type=click.IntRange(min=1), metavar="N", help="Stop asking at N arms in all.")
+@click.option("--until", type=click.IntRange(min=1), metavar="N",
+              help="Stop asking when N arms at full budget were no better than the best.")  # fmt: skip
+@click.option("--yes", is_flag=True, help="Train a grid of more than 10,000 arms.")
 @click.option("--dry-run", is_flag=True, help="Say who learns from what and what it takes; start nothing.")
 @click.option("--probe", is_flag=True,
               help="With --dry-run: measure for half a minute, and expect a wall time.")  # fmt: skip
@@ -63,6 +74,12 @@ def tune(
     sets: tuple[str, ...],
     reports: Path,
     resume: bool,
+    add_arms: int | None,
+    fork: str | None,
+    hours: float | None,
+    max_arms: int | None,
+    until: int | None,
+    yes: bool,
     dry_run: bool,
     probe: bool,
     slots: int | None,
@@ -72,44 +89,75 @@ def tune(
     verbose: bool,
 ) -> None:
     """Search STUDY (default: the quickstart) and write reports/<study>/report.html."""
-    from comkd_ray.study_file import load, search_spaces
+    from comkd_ray.study_file import check_size, load, search_spaces
 
-    if not dry_run and (probe or slots):
-        raise UserError("--probe and --slots belong to --dry-run: they say what to expect and start nothing")
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
+    check_size(loaded, yes)
+    _check_flags(resume, add_arms, fork, dry_run, bool(probe or slots))
     from comkd_ray.progress import quiet_libraries
 
     quiet_libraries(verbose)
-    if dry_run:
-        _show_plan(loaded, (reports / loaded.study).absolute(), resume, as_json, probe, slots)
-        return
     from comkd_ray.cluster import set_environment
 
-    set_environment(address)
+    set_environment(None if dry_run else address)
+    loaded, run, forked = _settled(loaded, reports.absolute(), resume, add_arms, fork)
+    changes = forked.lines() if forked else []
+    if dry_run:
+        _show_plan(loaded, run, resume, as_json, changes, probe, slots)
+        return
     from comkd_ray.progress import Screen
     from comkd_ray.study_run import run_study
 
-    style = "json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain"
-    screen = Screen(style)
-    run = (reports / loaded.study).absolute()
-    screen.say(f"study {loaded.study}: {path}")
-    outcome = run_study(loaded, run, screen, resume, address, verbose)
-    _tell(outcome, as_json, quiet)
+    screen = Screen("json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain")
+    for line in (f"study {loaded.study}: {path}", *changes):
+        screen.say(line)
+    limit = Budget(hours, max_arms, until)
+    outcome = run_study(loaded, run, screen, resume, address, verbose, limit, forked)
+    _tell(outcome, as_json, quiet, _how_to_go_on(forked, add_arms, run))
+    sys.exit(_exit_code(outcome))
+
+
+def _check_flags(resume: bool, add_arms: int | None, fork: str | None, dry_run: bool, expects: bool) -> None:
+    if add_arms and not resume:
+        raise UserError("--add-arms: goes on with a study that has begun; add --resume")
+    if fork and resume:
+        raise UserError("--fork: begins another study; without --resume")
+    if expects and not dry_run:
+        raise UserError("--probe and --slots belong to --dry-run: they say what to expect and start nothing")
+
+
+def _settled(study: Any, reports: Path, resume: bool, add_arms: int | None, fork: str | None) -> Any:
+    """(study, run directory, fork or None) as the flags make them of a study file."""
+    from comkd_ray.study_life import grown, plan_fork
+
+    if fork:
+        forked = plan_fork(study, reports, fork)
+        return forked.study, forked.run, forked
+    run = reports / study.study
+    return (grown(study, run, add_arms or 0) if resume else study), run, None
+
+
+def _exit_code(outcome: Any) -> int:
+    """How a study ended; a search that a budget ended has done what it was asked for."""
     if outcome.interrupted:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     if outcome.best is None:
-        sys.exit(FAILED)
-    if outcome.failed or outcome.left:
-        sys.exit(SOME_FAILED)
+        return FAILED
+    return SOME_FAILED if outcome.failed or outcome.left > outcome.unasked else 0
 
 
-def _show_plan(study: Any, run: Path, resume: bool, as_json: bool, probe: bool, slots: int | None) -> None:
-    from comkd_ray.cluster import set_environment
+def _how_to_go_on(forked: Any, add_arms: int | None, run: Path) -> str:
+    if forked:
+        return f"comkd-ray tune {run / 'study.yaml'} --reports {run.parent} --resume goes on"
+    return f"the same command with --resume{' and without --add-arms' if add_arms else ''} goes on"
 
-    set_environment(None)
+
+def _show_plan(
+    study: Any, run: Path, resume: bool, as_json: bool, changes: list[str], probe: bool, slots: int | None
+) -> None:
     from comkd_ray.plan import make_plan
-    from comkd_ray.study_run import check_run
+    from comkd_ray.study_life import check_run
 
     check_run(study, run, resume)
     plan, found = make_plan(study), None
@@ -121,14 +169,17 @@ def _show_plan(study: Any, run: Path, resume: bool, as_json: bool, probe: bool, 
         click.echo(plan.as_json(**({} if found is None else {"forecast": found.as_tree()})))
         return
     click.echo(f"{'study':<26} {study.study}, into {run}")
+    for line in changes:
+        click.echo(f"{'changed':<26} {line}")
     for what, much in (*plan.lines(), *(() if found is None else found.lines())):
         click.echo(f"{what:<26} {much}")
 
 
-def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
+def _tell(outcome: Any, as_json: bool, quiet: bool, how_to_go_on: str) -> None:
     best, html = outcome.best, outcome.run / "report.html"
     if as_json:
-        fields = {"arms": outcome.arms, "failed": outcome.failed, "left": outcome.left, "best": best}
+        fields = {"arms": outcome.arms, "failed": outcome.failed, "left": outcome.left, "best": best,
+                  "stopped": outcome.stopped}  # fmt: skip
         click.echo(json.dumps({"event": "end", "seconds": outcome.seconds, "report": str(html), **fields}))
         return
     if quiet:
@@ -136,8 +187,10 @@ def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
     click.echo(
         f"{outcome.arms} arms ended, {outcome.failed} failed, {outcome.left} left, {outcome.seconds:.0f} s"
     )
+    if outcome.stopped:
+        click.echo(f"stopped by {outcome.stopped}")
     if outcome.left or outcome.interrupted:
-        click.echo("the same command with --resume goes on")
+        click.echo(how_to_go_on)
     if best is not None:
         from comkd_ray.arms import Scores
 
@@ -164,6 +217,10 @@ def report(runs: tuple[Path, ...], into: Path | None, markdown: bool) -> None:
 
     Of several runs on as many data sets: one file that ranks and tests the methods they share.
     """
+    from comkd_ray.results import mend
+
+    for found in (line for run in runs for line in mend(run)):
+        click.echo(found, err=True)
     if len(runs) > 1:
         _joint_report(runs, into, markdown)
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from comkd_ray import (
     cluster,
+    jobs,
+    journal,
     prepare,
     progress,
     provenance,
@@ -24,9 +27,11 @@ from comkd_ray import (
     report,
     results,
     study_file,
+    study_life,
 )
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
+from comkd_ray.budget import Budget
 from comkd_ray.cache import cache_root
 from comkd_ray.cohort_size import cohort_size, read_memory
 from comkd_ray.config import Study
@@ -39,8 +44,11 @@ from comkd_ray.plan import count_arms
 from comkd_ray.progress import Screen, Watch
 from comkd_ray.protocols import objective_of
 from comkd_ray.results import Row
+from comkd_ray.search_space import Overrides
+from comkd_ray.study_life import Fork, check_run
 from comkd_ray.weights import keep_best
 
+JOURNAL = "optuna.journal"
 MEMORY_EVERY = 5.0  # seconds between two looks at memory
 
 
@@ -52,16 +60,30 @@ class Outcome:
     arms: int
     failed: int
     left: int
-    """Arms that were asked for and have no record: interrupted, or their process broke."""
+    """Arms without a record: interrupted, their process broke, or a budget left them unasked."""
+    unasked: int
+    """Those of them that a budget left unasked."""
+    stopped: str | None
+    """The budget that ended the search, in words."""
     interrupted: bool
     best: Row | None
     seconds: float
 
 
 def run_study(
-    study: Study, run: Path, screen: Screen, resume: bool, address: str | None, verbose: bool
+    study: Study,
+    run: Path,
+    screen: Screen,
+    resume: bool,
+    address: str | None,
+    verbose: bool,
+    budget: Budget = ray_search.UNLIMITED,
+    fork: Fork | None = None,
 ) -> Outcome:
-    """Run a study in the directory `run`; with `resume`, go on with what is left of it."""
+    """Run a study in the directory `run`; with `resume`, go on with what is left of it.
+
+    fork: the study and its directory begin with another's results.
+    """
     start, cache = time.monotonic(), cache_root()
     check_run(study, run, resume)
     with screen:
@@ -71,30 +93,10 @@ def run_study(
         try:
             with FileLock(run.with_name(f".{run.name}.lock"), timeout=0):
                 check_run(study, run, resume)  # again: another may have begun and ended meanwhile
-                return _Run(study, run, cache, screen, verbose, start).go(address, resume)
+                one = _Run(study, run, cache, screen, verbose, start, budget, fork)
+                return one.go(address, resume)
         except Timeout:
             raise UserError(f"{run}: another comkd-ray works on this study") from None
-
-
-def check_run(study: Study, run: Path, resume: bool) -> None:
-    """Refuse a directory that holds results unless it is to be resumed, and with the same study."""
-    sample = provenance.read(run).get("sample") is True
-    begun = (run / "study.yaml").exists() or (run / "results").exists()
-    if sample or not begun:
-        if resume:
-            raise UserError(f"{run}: nothing to resume here; run without --resume")
-        return
-    if not resume:
-        raise UserError(
-            f"{run}: this study has begun; add --resume to go on, or --set study=NAME for another"
-        )
-    before = study_file.flatten(study_file.load(run / "study.yaml").model_dump(mode="json"))
-    now = study_file.flatten(study.model_dump(mode="json"))
-    free = ("compute.", "search.arms", "note", "data.pixels", "source.pixels")
-    keys = [key for key in before | now if before.get(key) != now.get(key)]
-    changed = sorted(key for key in keys if not key.startswith(free))
-    if changed:
-        raise UserError(f"{run}: --resume goes on with the same study, but {', '.join(changed)} changed")
 
 
 @dataclass
@@ -105,6 +107,8 @@ class _Run:
     screen: Screen
     verbose: bool
     start: float
+    budget: Budget
+    fork: Fork | None
     peak: int = 0
     measured: float = 0.0
     interrupted: bool = False
@@ -132,19 +136,29 @@ class _Run:
         if not resume:
             self.clear_sample()
         self.run.mkdir(parents=True, exist_ok=True)
+        for found in (*results.mend(self.run), journal.mend(self.run / JOURNAL)):
+            if found:
+                self.screen.say(found)
+        if self.fork is not None:
+            study_life.begin_fork(self.fork)
         study_file.dump(self.study, self.run / "study.yaml")
         progress.clear(self.run)
         self.write_begin()
 
     def search(self, slots: int) -> None:
         """Prepare what is missing, then train what is left."""
-        card, records = self.prepare(slots), results.read_records(self.run)
+        card = self.prepare(slots)
+        if study_life.is_pending(self.run):
+            self.screen.say(study_life.take_over(self.study, self.run, card, self.identifier(card)))
+        records = results.read_records(self.run)
         arms = self.open_arms(card, records)
         again = arms.reconcile(records)
         if again:
             self.screen.say(f"{again} arms were cut off; they are asked again")
         size = self.cohort_size(slots, arms.left())
-        self.searcher = ray_search.CohortSearcher(self.study, self.run, self.cache, arms, card, size)
+        self.searcher = ray_search.CohortSearcher(
+            self.study, self.run, self.cache, arms, card, size, self.budget
+        )
         begun = time.monotonic()
         ray_search.search(self.searcher, slots, self.verbose)
         self.seconds["search"] = time.monotonic() - begun
@@ -166,8 +180,14 @@ class _Run:
     def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
         if self.study.search.is_enumerated:
-            return GridArms(self.study, lambda cell: ray_search.identify(self.study, card, cell), records)
-        return OptunaArms(self.study, self.run / "optuna.journal")
+            taken = [record["arm"]["number"] for record in records.values()]
+            return GridArms(self.study, self.identifier(card), records, taken)
+        told, ordered = study_life.told(self.run), jobs.ordered(self.run)
+        return OptunaArms(self.study, self.run / JOURNAL, told, ordered)
+
+    def identifier(self, card: Card) -> Callable[[Overrides], str]:
+        """An arm's values to its identity."""
+        return lambda overrides: ray_search.identify(self.study, card, overrides)
 
     def clear_sample(self) -> None:
         """A sample report that came with the source tree makes room for the real one."""
@@ -276,7 +296,9 @@ class _Run:
         best = next(iter(results.ranked(records)), None)
         failed = sum(row["status"] == "failed" for row in rows)
         left = self.searcher.total - len(rows) if self.searcher else 1
-        return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)
+        stopped = self.searcher.stopped if self.searcher else None
+        unasked = self.searcher.arms.left() if self.searcher and stopped else 0
+        return Outcome(self.run, len(rows), failed, left, unasked, stopped, self.interrupted, best, seconds)
 
     def write_end(self, seconds: float) -> None:
         """What is known only now; wall time and stages add up over resumed parts."""
@@ -292,6 +314,7 @@ class _Run:
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             hashes={"data": card.data, "teacher": card.teacher, "bank": card.train_bank},
             stages=stages,
+            stopped=self.searcher.stopped if self.searcher else None,
             wall_seconds=before.get("wall_seconds", 0.0) + seconds,
             peak_memory_bytes=max(before.get("peak_memory_bytes", 0), self.peak),
         )

@@ -247,3 +247,24 @@ def test_the_2x2_of_caltech101_is_part_of_its_reference_rows() -> None:
     assert len(arms[0]) == 12
     assert arms[0] < arms[1]
     assert (grid.data, grid.teacher, grid.student.model) == (rows.data, rows.teacher, rows.student.model)
+
+
+# Small spaces -----------------------------------------------------------------------------------
+
+
+def test_a_small_space_is_trained_whole_with_its_named_arms_first_and_protected(tmp_path: Path) -> None:
+    first: list[Tree] = [{"student.edu_attention": True, "student.ifalign": False}]
+    study = outer.study(tmp_path, outer.tpe(20, first, space=SEEDS | {"train.seed": {"choice": [1, 2]}}))
+    arms = opened(study)
+    assert arms.left() == 8
+    asked = [arms.ask() for _ in range(8)]
+    assert [one.protected for one in asked] == [True] + [False] * 7
+    assert asked[0].overrides == {**first[0], "train.seed": 1}
+    assert len({name(study, one.overrides) for one in asked}) == 8
+
+
+def test_numbers_that_a_sampler_gave_are_not_given_again(tmp_path: Path) -> None:
+    study = grid_study(tmp_path, SEEDS)
+    arms = GridArms(study, lambda cell: name(study, cell), (), [0, 5, 30])
+    numbers = list(ask_all(arms))
+    assert numbers == [31, 1, 2, 3, 4, 32, 6, 7, 8, 9, 10, 11]

@@ -33,6 +33,7 @@ ALLOWED = {
     "errors": "|",
     "markup": "|",
     "search_space": "|",
+    "quarantine": "errors |",
     "config": "search_space |",
     "study_file": "config errors protocols search_space |",
     "cache": "errors |",
@@ -58,7 +59,7 @@ ALLOWED = {
     "models": "config errors study_file | open_clip safetensors torch",
     "prompts": "errors models | open_clip torch",
     "student": "config losses models precision prompts | torch",
-    "results": "errors | polars",
+    "results": "errors quarantine | polars",
     "bank_store": "errors results |",
     "bank_care": "bank_store errors |",
     "bank": "bank_store data.pixels data.views errors study_file | torch",
@@ -82,12 +83,16 @@ ALLOWED = {
     "cohort_size": "config search_space |",
     "memory_probe": "cohort cohort_size config data.datasets errors jobs material models results search_space"
     " study_file | torch",
-    "optuna_search": "config protocols results search_space study_file | optuna",
+    "budget": "config protocols |",
+    "journal": "quarantine results | optuna",
+    "samplers": "config search_space | optuna scipy",
+    "optuna_search": "config journal protocols results samplers search_space study_file | optuna",
+    "study_life": "config errors material protocols provenance results search_space study_file weights |",
     "ablation": "config optuna_search results search_space study_file |",
     "cluster": "config errors | ray",
     "ray_train": "config data.pixels errors jobs material memory_probe prepare progress results stage_one"
     " study_file train | ray ray.train torch",
-    "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
+    "tune": "budget cluster config jobs material optuna_search protocols ray_train results search_space"
     " study_file weights | ray ray.tune",
     # report
     "stats": "| scipy",
@@ -101,7 +106,7 @@ ALLOWED = {
     "collapse": "arms stats | polars",
     "pairing": "arms collapse comparison | polars",
     "variants": "arms collapse pairing search_space stats words | polars",
-    "run": "arms config errors protocols results study_file | polars",
+    "run": "arms config errors protocols quarantine results study_file | polars",
     "reference_rows": "arms collapse config search_space stats study_file words | polars",
     "components": "arms collapse config errors factorial pairing reference_rows stats | polars",
     "published": "|",
@@ -117,14 +122,15 @@ ALLOWED = {
     "cost_plots": "arms collapse figure reference_rows stats | plotly polars",
     "search_study": "arms protocols search_space | optuna polars",
     "search_plots": "arms collapse figure protocols search_study | optuna plotly polars",
+    "front_plot": "arms figure protocols search_plots search_study | optuna plotly polars",
     "importance": "arms figure protocols search_study | optuna plotly polars",
     "rank_plot": "across_datasets figure | plotly",
     "findings": "arms collapse pairing protocols reference_rows words | polars",
     "report_tables": "arms collapse components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
     "document": "markup words | plotly",
-    "report_figures": "arms collapse components cost_plots costs document figure findings importance markup"
-    " plots reference_rows report_facts report_tables run search_plots variants | plotly",
+    "report_figures": "arms collapse components cost_plots costs document figure findings front_plot"
+    " importance markup plots reference_rows report_facts report_tables run search_plots variants | plotly",
     "report": "document findings markup published published_gap reference_rows report_facts report_figures"
     " report_tables results run tables variants |",
     "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
@@ -141,9 +147,9 @@ ALLOWED = {
     "lineup": "cohort cohort_size config jobs plan study_file |",
     "forecast": "bank_store cluster cohort config errors jobs lineup plan probe simulate teacher train words"
     " | torch",
-    "study_run": "ablation cache cluster cohort_size config data.datasets errors material optuna_search"
-    " photographs plan prepare progress protocols provenance ray_train report results study_file tune"
-    " weights |",
+    "study_run": "ablation budget cache cluster cohort_size config data.datasets errors jobs journal"
+    " material optuna_search photographs plan prepare progress protocols provenance ray_train report"
+    " results search_space study_file study_life tune weights |",
     # measuring
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
@@ -162,14 +168,15 @@ ALLOWED = {
     " study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ arms cli_bank cli_bench cli_data cli_teacher cluster errors exits forecast joint_report"
-    " markdown plan progress report run study_file study_run |",
+    "cli": "__init__ arms budget cli_bank cli_bench cli_data cli_teacher cluster errors exits forecast"
+    " joint_report markdown plan progress report results run study_file study_life study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "arms", "collapse", "pairing", "variants", "run", "reference_rows", "components", "published",
-    "published_gap", "tables", "costs", "markdown", "joint", "figure", "plots", "cost_plots", "search_study",
-    "search_plots", "importance", "rank_plot", "findings", "markup", "report_tables", "report_facts",
+    "quarantine", "arms", "collapse", "pairing", "variants", "run", "reference_rows", "components",
+    "published", "published_gap", "tables", "costs", "markdown", "joint", "figure", "plots", "cost_plots",
+    "search_study", "search_plots", "front_plot", "importance", "rank_plot", "findings", "markup",
+    "report_tables", "report_facts",
     "document", "report_figures", "report", "joint_report", "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}
