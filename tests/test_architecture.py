@@ -92,8 +92,8 @@ ALLOWED = {
     "cluster": "config errors | ray",
     "ray_train": "config data.pixels errors jobs material memory_probe prepare progress results stage_one"
     " study_file train | ray ray.train torch",
-    "tune": "budget cluster config jobs material optuna_search protocols ray_train results search_space"
-    " study_file weights | ray ray.tune",
+    "tune": "budget cluster config jobs material optuna_search progress protocols ray_train results"
+    " search_space study_file train weights | ray ray.tune",
     # report
     "stats": "| scipy",
     "words": "|",
