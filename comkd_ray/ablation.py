@@ -14,11 +14,24 @@ from comkd_ray.study_file import cells
 class GridArms:
     """Asks for the cells that have no record yet, in their order; answers like `OptunaArms`."""
 
-    def __init__(self, study: Study, identify: Callable[[Overrides], str], recorded: Container[str]) -> None:
-        """identify: a cell's values to its arm; cells of one arm (a knob without effect) are one."""
+    def __init__(
+        self,
+        study: Study,
+        identify: Callable[[Overrides], str],
+        recorded: Container[str],
+        wanted: Container[str] | None = None,
+    ) -> None:
+        """identify: a cell's values to its arm; cells of one arm (a knob without effect) are one.
+
+        wanted: arms that are asked for now; None for all.
+        """
         arms = {identify(cell): cell for cell in cells(study)}
-        numbered = enumerate(arms.items())
-        self.pending = [Proposal(number, cell) for number, (arm, cell) in numbered if arm not in recorded]
+        numbered = [(arm, Proposal(number, cell)) for number, (arm, cell) in enumerate(arms.items())]
+        self.pending = [
+            proposal
+            for arm, proposal in numbered
+            if arm not in recorded and (wanted is None or arm in wanted)
+        ]
         self.asked = 0
 
     def left(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import click
 
 from comkd_ray import __version__
+from comkd_ray.cli_ablate import ablate
 from comkd_ray.cli_bank import bank
 from comkd_ray.cli_bench import bench
 from comkd_ray.cli_data import data
+from comkd_ray.cli_end import leave, tell
 from comkd_ray.cli_teacher import teacher
-from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED, plain_errors
+from comkd_ray.exits import plain_errors
 
 QUICKSTART = "quickstart"
 
@@ -29,6 +30,7 @@ def main() -> None:
       comkd-ray tune                                  the quickstart, on what ships inside
       comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
+      comkd-ray ablate search_spaces/ablation.yaml --set data.root=DIR
       comkd-ray report reports/quickstart             rebuild the HTML from the results
       comkd-ray teacher ls                            teachers that the cache holds
       comkd-ray data check dtd --root DIR             is a data set on disk the published one?
@@ -64,10 +66,10 @@ def tune(
     verbose: bool,
 ) -> None:
     """Search STUDY (default: the quickstart) and write reports/<study>/report.html."""
-    from comkd_ray.study_file import load, search_spaces
+    from comkd_ray.study_file import load, require_search, search_spaces
 
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
-    loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
+    loaded = require_search(load(path, sets), path)  # before the heavy imports: mistakes are answered at once
     from comkd_ray.progress import quiet_libraries
 
     quiet_libraries(verbose)
@@ -85,13 +87,8 @@ def tune(
     run = (reports / loaded.study).absolute()
     screen.say(f"study {loaded.study}: {path}")
     outcome = run_study(loaded, run, screen, resume, address, verbose)
-    _tell(outcome, as_json, quiet)
-    if outcome.interrupted:
-        sys.exit(INTERRUPTED)
-    if outcome.best is None:
-        sys.exit(FAILED)
-    if outcome.failed or outcome.left:
-        sys.exit(SOME_FAILED)
+    tell(outcome, as_json, quiet, "the same command with --resume")
+    leave(outcome)
 
 
 def _show_plan(study: Any, run: Path, resume: bool, as_json: bool) -> None:
@@ -111,33 +108,6 @@ def _show_plan(study: Any, run: Path, resume: bool, as_json: bool) -> None:
         click.echo(f"{what:<26} {much}")
 
 
-def _tell(outcome: Any, as_json: bool, quiet: bool) -> None:
-    best, html = outcome.best, outcome.run / "report.html"
-    if as_json:
-        fields = {"arms": outcome.arms, "failed": outcome.failed, "left": outcome.left, "best": best}
-        click.echo(json.dumps({"event": "end", "seconds": outcome.seconds, "report": str(html), **fields}))
-        return
-    if quiet:
-        return
-    click.echo(
-        f"{outcome.arms} arms ended, {outcome.failed} failed, {outcome.left} left, {outcome.seconds:.0f} s"
-    )
-    if outcome.left or outcome.interrupted:
-        click.echo("the same command with --resume goes on")
-    if best is not None:
-        from comkd_ray.arms import Scores
-
-        scores = Scores(best["protocol"], best["selection"])
-        tested = ", ".join(
-            f"{name} {best[key]:.1f}" for name, key in zip(scores.names, scores.tests, strict=True)
-        )
-        click.echo(f"best by {scores.objective}: arm {best['arm']}, test {tested} %")
-        if scores.warning:
-            click.echo(f"its scores are {scores.warning}")
-    if html.exists():
-        click.echo(f"report: {html}")
-
-
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown instead.")
@@ -155,6 +125,7 @@ def report(run: Path, markdown: bool) -> None:
     click.echo(build(run))
 
 
+main.add_command(ablate)
 main.add_command(bank)
 main.add_command(bench)
 main.add_command(data)

@@ -39,12 +39,12 @@ def tables(run: Run) -> str:
 def _differences(run: Run) -> list[str]:
     """Variants against the first, methods against the 2x2's both-off, and how to read both."""
     arms, scores, parts = run.arms, run.scores, []
-    if (found := variants(arms, run.enumerated)) is not None:
+    if (found := variants(arms, run.enumerated, run.rule)) is not None:
         parts += [_table(variants_table(found, scores)), *variants_notes(found, scores)]
-    paired = paired_by_seed(arms, scores.headline) if is_seeded_grid(arms, run.enumerated) else []
+    paired = paired_by_seed(arms, scores.headline, run.rule) if is_seeded_grid(arms, run.enumerated) else []
     if paired:
         parts.append(_table(paired_table(paired, scores)))
-    return [*parts, *paired_notes(scores)] if parts else []
+    return [*parts, *paired_notes(scores, run.rule)] if parts else []
 
 
 def _components(run: Run) -> list[str]:
@@ -53,7 +53,7 @@ def _components(run: Run) -> list[str]:
     if found is None:
         return []
     tables = [_table(made(found, run.scores)) for made in (effects_table, shapley_table)]
-    return [*tables, *components_notes(found)]
+    return [*tables, *components_notes(found, run.rule)]
 
 
 def _table(table: Table) -> str:

@@ -52,6 +52,8 @@ def failed_table(arms: pl.DataFrame) -> Html:
 def cost_lines(arms: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
     """Time in sentences: the search, its rate, and what the teacher bank spared."""
     stages = provenance.get("stages") or {}
+    if "taken_from" in arms.columns:  # trained, and paid for, in another run
+        arms = arms.filter(pl.col("taken_from").is_null())
     spent = float(arms["seconds"].sum() or 0.0)
     search = stages.get("search") or 0.0
     lines = []

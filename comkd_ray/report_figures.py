@@ -103,11 +103,14 @@ def modules_section(run: Run, found: Findings) -> Section:
         parts += [titled(f"{title} by module", run.scores), module_table(arms)]
     if found.paired:
         title = f"Paired by seed: each method minus {METHODS[found.baseline]}"
-        parts += [titled(title, run.scores), paired_tables(found.paired, run.scores)]
+        parts += [titled(title, run.scores), paired_tables(found.paired, run.scores, run.rule)]
     elif found.best is not None:
         parts.append(paragraph(_UNPAIRED if run.enumerated else _UNBALANCED, class_="caution"))
     if (worth := components(run.arms, run.study, run.enumerated)) is not None:
-        parts += [titled("What each component is worth", run.scores), component_tables(worth, run.scores)]
+        parts += [
+            titled("What each component is worth", run.scores),
+            component_tables(worth, run.scores, run.rule),
+        ]
     return "modules", "IFAlign \u00d7 EduAttention", join(parts)
 
 

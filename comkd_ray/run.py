@@ -17,6 +17,7 @@ from comkd_ray import study_file
 from comkd_ray.arms import Scores, scores_of
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
+from comkd_ray.pairing import FIXED, Rule
 from comkd_ray.protocols import explain
 from comkd_ray.results import EPOCHS, read_arms, read_epochs
 
@@ -41,6 +42,12 @@ class Run(NamedTuple):
     def enumerated(self) -> bool | None:
         """Whether all arms were known beforehand (a grid or a list); None without a study file."""
         return self.study.search.is_enumerated if self.study is not None else None
+
+    @property
+    def rule(self) -> Rule:
+        """What is claimed of settings against the first, and whether seeds were added on the way."""
+        block = self.study.ablate if self.study is not None else None
+        return FIXED if block is None else Rule(block.direction, block.max_seeds)
 
     @property
     def data(self) -> Mapping[str, Any]:

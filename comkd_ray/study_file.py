@@ -90,6 +90,15 @@ def load(path: Path, sets: Iterable[str] = ()) -> Study:
     return build(tree, str(path))
 
 
+def require_search(study: Study, path: Path) -> Study:
+    """The study as `tune` takes it, without its ablation. UserError where nothing is searched."""
+    if not study.search.is_asked:
+        raise UserError(
+            f"{path}: search.space: which keys are searched? Its ablate block is for: comkd-ray ablate {path}"
+        )
+    return study.model_copy(update={"ablate": None})
+
+
 def _make_absolute(tree: Json) -> None:
     """Paths count from where the command was typed; workers of a cluster run somewhere else."""
     for section, key in (("data", "root"), ("source", "root"), ("teacher", "model"), ("student", "model"),
@@ -147,8 +156,11 @@ def _set(tree: Json, text: str) -> None:
 
 def _path(key: str) -> list[str]:
     """Dotted key to its parts; a searched key keeps its own dots (`search.space.loss.temperature`)."""
-    prefix = "search.space."
-    return ["search", "space", key.removeprefix(prefix)] if key.startswith(prefix) else key.split(".")
+    for holder in (["search", "space"], ["ablate", "factors"]):
+        prefix = f"{'.'.join(holder)}."
+        if key.startswith(prefix):
+            return [*holder, key.removeprefix(prefix)]
+    return key.split(".")
 
 
 def _explain(error: ValidationError) -> str:
@@ -182,8 +194,10 @@ def _is_section(kind: Any) -> bool:
 def _check_space(study: Study, origin: str) -> None:
     """Every searched key exists, may be searched, and takes each of its values."""
     flat, search = flatten(study.model_dump()), study.search
+    if study.ablate is not None and not search.is_asked:
+        return  # a file for `comkd-ray ablate` alone
     for key in search.space:
-        _check_searchable(key, flat, f"{origin}: search.space.{key}")
+        check_searchable(key, flat, f"{origin}: search.space.{key}")
     try:
         search_space.check(search.space)
         if search.is_enumerated:
@@ -201,7 +215,8 @@ def _check_space(study: Study, origin: str) -> None:
             _check_point(study, point, flat, f"{origin}: search.first")
 
 
-def _check_searchable(key: str, flat: Overrides, origin: str) -> None:
+def check_searchable(key: str, flat: Mapping[str, Any], origin: str) -> None:
+    """Refuse a key that is unknown or that all arms of a study share. UserError names the nearest."""
     known = [name for name in flat if name.startswith(SEARCHABLE) and name not in TOWER]
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -229,7 +244,7 @@ def _check_sampler(study: Study, origin: str) -> None:
 def _check_listed(study: Study, point: Overrides, flat: Overrides, origin: str) -> None:
     """An arm of a list sets searchable keys that the space does not set as well."""
     for key in point:
-        _check_searchable(key, flat, f"{origin}: {key}")
+        check_searchable(key, flat, f"{origin}: {key}")
         if key in study.search.space:
             raise UserError(f"{origin}: {key}: stands in search.space too; set it in one of them")
     resolve(study, point, origin)

@@ -11,17 +11,19 @@ import signal
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from comkd_ray import cluster, prepare, progress, provenance, ray_train, report, results, study_file
+from comkd_ray import cluster, ledger, prepare, progress, provenance, ray_train, report, results, study_file
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
 from comkd_ray.cache import cache_root
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
+from comkd_ray.growth import wanted_arms
 from comkd_ray.material import Card, is_ready, read_card, write_card
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.photographs import open_both, shots
@@ -32,6 +34,8 @@ from comkd_ray.results import Row
 from comkd_ray.weights import keep_best
 
 MEMORY_EVERY = 5.0  # seconds between two looks at memory
+GROWS = ("search.", "ablate.seeds", "ablate.max_seeds", "ablate.retune")
+"""Keys of an ablation that may change while it goes on: a cell that has a record stays what it is."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,15 @@ def run_study(
             raise UserError(f"{run}: another comkd-ray works on this study") from None
 
 
+def has_begun(run: Path) -> bool:
+    """Whether a directory holds a study of ours; a sample that ships with the source is none."""
+    begun = (run / "study.yaml").exists() or (run / "results").exists()
+    return begun and provenance.read(run).get("sample") is not True
+
+
 def check_run(study: Study, run: Path, resume: bool) -> None:
     """Refuse a directory that holds results unless it is to be resumed, and with the same study."""
-    sample = provenance.read(run).get("sample") is True
-    begun = (run / "study.yaml").exists() or (run / "results").exists()
-    if sample or not begun:
+    if not has_begun(run):
         if resume:
             raise UserError(f"{run}: nothing to resume here; run without --resume")
         return
@@ -80,9 +88,14 @@ def check_run(study: Study, run: Path, resume: bool) -> None:
         )
     before = study_file.flatten(study_file.load(run / "study.yaml").model_dump(mode="json"))
     now = study_file.flatten(study.model_dump(mode="json"))
-    free = ("compute.", "search.arms", "note")
+    free = ("compute.", "search.arms", "note", *(GROWS if study.ablate is not None else ()))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     changed = sorted(key for key in keys if not key.startswith(free))
+    if changed and study.ablate is not None:
+        raise UserError(
+            f"{run}: this ablation has begun with other values of {', '.join(changed)};"
+            " --set study=NAME begins another"
+        )
     if changed:
         raise UserError(f"{run}: --resume goes on with the same study, but {', '.join(changed)} changed")
 
@@ -128,21 +141,44 @@ class _Run:
 
     def search(self, slots: int) -> None:
         """Prepare what is missing, then train what is left."""
-        card, records = self.prepare(slots), results.read_records(self.run)
+        card = self.prepare(slots)
+        self.settle_cells(card)
+        while self.search_once(card, slots):
+            pass
+        self.interrupted = self.searcher is not None and bool(self.searcher.cohorts)  # Tune swallows Ctrl-C
+
+    def search_once(self, card: Card, slots: int) -> bool:
+        """Train what is asked for by now; whether more may be asked for after it."""
+        records = results.read_records(self.run)
         arms = self.open_arms(card, records)
         again = arms.reconcile(records)
         if again:
             self.screen.say(f"{again} arms were cut off; they are asked again")
+        if self.searcher is not None and not arms.left():
+            return False
         self.searcher = ray_search.CohortSearcher(self.study, self.run, self.cache, arms, card)
         begun = time.monotonic()
         ray_search.search(self.searcher, slots, self.verbose)
-        self.seconds["search"] = time.monotonic() - begun
-        self.interrupted = bool(self.searcher.cohorts)  # Tune swallows Ctrl-C, and leaves them so
+        self.seconds["search"] = self.seconds.get("search", 0.0) + time.monotonic() - begun
+        grows = self.study.ablate is not None and self.study.ablate.max_seeds is not None
+        return grows and not self.searcher.cohorts and not self.searcher.left
+
+    def settle_cells(self, card: Card) -> None:
+        """An ablation tries failed cells again, and takes those that an earlier study has."""
+        if self.study.ablate is None:
+            return
+        failed = ledger.set_failed_aside(self.run)
+        if failed:
+            self.screen.say(f"{failed} cells failed before; they are tried again")
+        taken = ledger.take_shared(self.study, self.run, card.identity)
+        if words := taken.in_words(count_arms(self.study)):
+            self.screen.say(words)
 
     def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
         if self.study.search.is_enumerated:
-            return GridArms(self.study, lambda cell: ray_search.identify(self.study, card, cell), records)
+            identify = partial(ray_search.identify, self.study, card)
+            return GridArms(self.study, identify, records, wanted_arms(self.study, identify, records))
         return OptunaArms(self.study, self.run / "optuna.journal")
 
     def clear_sample(self) -> None:
@@ -261,6 +297,8 @@ class _Run:
             return
         stages = before.get("stages") or dict(card.stages)
         stages["search"] = stages.get("search", 0.0) + self.seconds.get("search", 0.0)
+        if self.study.ablate is not None and self.searcher is not None:  # seeds may have been added
+            provenance.update(self.run, arms_asked=self.searcher.total)
         provenance.update(
             self.run,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),

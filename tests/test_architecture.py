@@ -77,6 +77,10 @@ ALLOWED = {
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
     "optuna_search": "config protocols results search_space study_file | optuna",
     "ablation": "config optuna_search results search_space study_file |",
+    "ledger": "config errors jobs material results search_space study_file words |",
+    "growth": "arms comparison config designs results search_space sequential study_file |",
+    "starting_point": "arms config errors ledger results study_file words |",
+    "ablation_plan": "config designs fractional ledger planner sequential words |",
     "cluster": "config errors | ray",
     "ray_train": "config data.pixels errors jobs material prepare progress results stage_one study_file"
     " train | ray ray.train torch",
@@ -91,9 +95,11 @@ ALLOWED = {
     "factorial": "errors stats | polars",
     "across_datasets": "errors planner stats | polars scipy",
     "arms": "errors protocols search_space | polars",
-    "pairing": "arms comparison | polars",
+    "fractional": "|",
+    "designs": "arms config errors fractional search_space study_file |",
+    "pairing": "arms comparison sequential | polars",
     "variants": "arms pairing search_space stats words | polars",
-    "run": "arms config errors protocols results study_file | polars",
+    "run": "arms config errors pairing protocols results study_file | polars",
     "reference_rows": "arms config search_space stats study_file words | polars",
     "components": "arms config errors factorial pairing reference_rows stats | polars",
     "published": "|",
@@ -105,18 +111,23 @@ ALLOWED = {
     "plots": "arms figure protocols stats | plotly polars",
     "cost_plots": "arms figure reference_rows stats | plotly polars",
     "search_plots": "arms figure protocols search_space | optuna plotly polars",
+    "knob_plots": "arms config designs figure search_space stats words | plotly polars",
+    "main_effects": "arms config designs errors factorial search_space stats | polars",
     "findings": "arms pairing protocols reference_rows words | polars",
     "report_tables": "arms components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
     "report_figures": "arms components cost_plots figure findings markup plots reference_rows report_facts"
     " report_tables run search_plots variants | plotly",
-    "report": "findings markup published published_gap reference_rows report_facts report_figures"
-    " report_tables results run tables variants words | plotly",
+    "report_ablation": "components config knob_plots main_effects markup report_figures report_tables run"
+    " tables |",
+    "report": "findings markup published published_gap reference_rows report_ablation report_facts"
+    " report_figures report_tables results run tables variants words | plotly",
     # top
     "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"
     " protocols search_space study_file | open_clip torch",
-    "study_run": "ablation cache cluster config data.datasets errors material optuna_search photographs"
-    " plan prepare progress protocols provenance ray_train report results study_file tune weights |",
+    "study_run": "ablation cache cluster config data.datasets errors growth ledger material"
+    " optuna_search photographs plan prepare progress protocols provenance ray_train report"
+    " results study_file tune weights |",
     # measuring
     "bench_files": "bank data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
@@ -127,18 +138,23 @@ ALLOWED = {
     "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
     " results search_space study_file | torch",
     "exits": "errors |",
+    "cli_end": "arms exits |",
+    "cli_ablate": "ablation_plan cli_end cluster designs exits ledger plan progress starting_point study_file"
+    " study_run |",
     "cli_bank": "bank_care cache cluster errors exits progress ray_train study_file |",
     "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ arms cli_bank cli_bench cli_data cli_teacher cluster exits markdown plan progress report"
-    " run study_file study_run |",
+    "cli": "__init__ cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster exits markdown plan"
+    " progress report run study_file study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "arms", "pairing", "variants", "run", "reference_rows", "components", "published", "published_gap",
-    "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "findings", "markup",
-    "report_tables", "report_facts", "report_figures", "report", "results",
+    "arms", "fractional", "designs", "pairing", "variants", "run", "reference_rows", "components",
+    "published", "published_gap",
+    "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "knob_plots", "main_effects",
+    "findings", "markup", "report_ablation", "report_tables", "report_facts", "report_figures", "report",
+    "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}
 

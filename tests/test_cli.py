@@ -18,7 +18,7 @@ import outer
 import pytest
 from click.testing import CliRunner, Result
 
-from comkd_ray import cli, cluster, results
+from comkd_ray import cli, cli_end, cluster, results
 
 Tree = dict[str, Any]
 SPLIT = "split_zhou_Caltech101.json"
@@ -414,7 +414,7 @@ def test_the_last_words_are_in_the_scores_of_the_protocol(
     outcome = SimpleNamespace(
         best=best, run=tmp_path, arms=1, failed=0, left=0, seconds=9.0, interrupted=False
     )
-    cli._tell(outcome, as_json=False, quiet=False)
+    cli_end.tell(outcome, as_json=False, quiet=False, again="the same command")
     _, line, *warned = capsys.readouterr().out.splitlines()
     chosen = {"strict": "val_", "promptkd": "test_"}[kind[1]]
     assert line.startswith(f"best by {chosen}")
