@@ -31,7 +31,8 @@ def describe(study: Study, cells: int, shared: Shared) -> list[tuple[str, str]]:
         ("seeds", _seeds(block)),
         ("a seed varies", VARIES),
     ]
-    return lines + ([("starts from", f"the best arm of {block.start}")] if block.start else [])
+    run, _, arm = (block.start or "").partition("/")
+    return lines + ([("starts from", f"arm {arm} of {run}, its best")] if arm else [])
 
 
 def _design(study: Study, block: Ablate) -> str:
@@ -68,17 +69,22 @@ def can_find(study: Study, foretold: planner.Plan | None) -> str:
     claims = claims_of(study)
     if block.max_seeds is not None:
         fewest = sequential.fewest_seeds(claims)
-        words = f"up to {counted(block.max_seeds, 'seed')}, {counted(claims, 'claim')}: every look counted, "
-        return f"{words}a claim whose differences are all alike is decided after {fewest} seeds"
+        words = f"up to {counted(block.max_seeds, 'seed')}, {counted(claims, 'claim')}: every look counted"
+        if fewest > block.max_seeds:
+            return f"{words}; nothing can be decided, {fewest} seeds could"
+        return f"{words}; a claim whose differences are all alike is decided after {fewest} seeds"
     if block.design == "fractional":
         foretold = planner.plan(len(block.first_seeds), claims)
     return planner.foretell(foretold) if foretold is not None else "nothing: there is one setting"
 
 
 def claims_of(study: Study) -> int:
-    """Claims that are made together: one a setting but the reference; of a fraction, one a factor."""
+    """Claims that are made together: one a setting but the reference; of a fraction, one a factor.
+
+    Those at re-tuned values are another family.
+    """
     block = study.ablate
     assert block is not None
     if block.design == "fractional":
         return len(block.factors)
-    return (len(settings(study)) - 1) * (2 if block.retuned else 1)
+    return len(settings(study)) - 1

@@ -23,6 +23,8 @@ from comkd_ray.exits import plain_errors
 @click.option("--until-decided", is_flag=True,
               help="Add seeds to open claims, one at a time; needs --max-seeds.")  # fmt: skip
 @click.option("--max-seeds", type=click.IntRange(min=2), metavar="M", help="Most seeds of a claim.")
+@click.option("--retune", type=click.IntRange(min=1), metavar="N",
+              help="First give every setting a search of N arms of its own, too.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what is compared, and what it takes and can show.")
 @click.option("--yes", is_flag=True, help="Confirm a design of more than 10,000 cells.")
 @click.option("--address", help="Ray cluster to join; else $RAY_ADDRESS, else a local Ray starts.")
@@ -37,6 +39,7 @@ def ablate(
     source: Path | None,
     until_decided: bool,
     max_seeds: int | None,
+    retune: int | None,
     dry_run: bool,
     yes: bool,
     address: str | None,
@@ -53,81 +56,47 @@ def ablate(
     from comkd_ray.study_file import load
 
     loaded = load(study, sets)
-    if until_decided or max_seeds is not None:
-        from comkd_ray.designs import until_decided as grow
+    from comkd_ray.designs import asked_for
 
-        loaded = grow(loaded, str(study), max_seeds if until_decided else None)
+    loaded = asked_for(
+        loaded, str(study), until_decided, max_seeds, retune, yes
+    )  # mistakes are answered at once
+    from comkd_ray.cluster import set_environment
     from comkd_ray.progress import quiet_libraries
 
     quiet_libraries(verbose)
-    from comkd_ray.cluster import set_environment
-
     set_environment(None if dry_run else address)
-    run, compiled = _compile(loaded, study, reports, source, yes)
-    if dry_run:
-        _show_plan(compiled, run, source, as_json)
-        return
+    from comkd_ray.ablation_run import open_ablation, run_ablation
     from comkd_ray.progress import Screen
-    from comkd_ray.study_run import has_begun, run_study
 
-    screen = Screen("json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain")
-    screen.say(f"ablation {compiled.study}: {study}")
-    for what, words in _described(compiled, run, source):
+    ablation = open_ablation(loaded, str(study), reports, source)
+    if dry_run:
+        _show_plan(ablation, as_json)
+        return
+    style = "json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain"
+    screen = Screen(style)
+    screen.say(f"ablation {ablation.compiled.study}: {study}")
+    for what, words in ablation.described():
         screen.say(f"{what}: {words}")
-    outcome = run_study(compiled, run, screen, has_begun(run), address, verbose)
+    outcome = run_ablation(ablation, lambda: Screen(style), address, verbose)
     tell(outcome, as_json, quiet, "the same command")
     leave(outcome)
 
 
-def _compile(
-    loaded: Any, path: Path, reports: Path, source: Path | None, confirmed: bool
-) -> tuple[Path, Any]:
-    """The run directory, and the study whose arms are the cells. UserError before anything is written."""
-    from comkd_ray.designs import compile_study, keep_rule, run_directory, run_name
-
-    run = run_directory(reports, loaded)
-    compile_study(loaded, run_name(loaded), str(path), confirmed)  # mistakes are answered at once
-    from comkd_ray.study_file import load
-    from comkd_ray.study_run import check_run, has_begun
-
-    begun = load(run / "study.yaml") if has_begun(run) else None
-    started = keep_rule(loaded, begun)
-    if source is not None:
-        from comkd_ray.starting_point import start_from
-
-        started = start_from(started, source, begun)
-    compiled = compile_study(started, run_name(loaded), str(path), confirmed)
-    check_run(compiled, run, has_begun(run))
-    return run, compiled
-
-
-def _described(study: Any, run: Path, source: Path | None) -> list[tuple[str, str]]:
-    """What is compared, what is there already, and what the seeds can show."""
-    from comkd_ray.ablation_plan import can_find, describe
-    from comkd_ray.ledger import foretell_shared
-    from comkd_ray.plan import count_arms, reach_of
-
-    lines = describe(study, count_arms(study), foretell_shared(study, run))
-    if source is not None:
-        from comkd_ray.starting_point import remarks
-
-        lines += [("starts with", line) for line in remarks(study, source)]
-    return [*lines, ("can find", can_find(study, reach_of(study)))]
-
-
-def _show_plan(study: Any, run: Path, source: Path | None, as_json: bool) -> None:
+def _show_plan(ablation: Any, as_json: bool) -> None:
     """Nothing is started: the ablation in words, then who learns from what and what it takes."""
     from comkd_ray.designs import settings
     from comkd_ray.plan import make_plan
 
-    described, plan = _described(study, run, source), make_plan(study)
+    study, described = ablation.compiled, ablation.described()
+    plan = make_plan(study)
     if as_json:
         block = study.ablate.model_dump(mode="json") | {"settings": settings(study)}
-        ablation = block | {"words": dict(described)}
-        click.echo(json.dumps(json.loads(plan.as_json()) | {"ablation": ablation}))
+        told = json.loads(plan.as_json()) | {"ablation": block | {"words": dict(described)}}
+        click.echo(json.dumps(told))
         return
     known = {what for what, _ in described}
     lines = [*described, *((what, much) for what, much in plan.lines() if what not in known)]
-    click.echo(f"{'ablation':<26} {study.study}, into {run}")
+    click.echo(f"{'ablation':<26} {study.study}, into {ablation.run}")
     for what, much in lines:
         click.echo(f"{what:<26} {much}")

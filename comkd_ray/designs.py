@@ -57,6 +57,16 @@ def block_of(study: Study, origin: str) -> Ablate:
     return study.ablate
 
 
+def asked_for(
+    study: Study, origin: str, until: bool, max_seeds: int | None, retune: int | None, confirmed: bool
+) -> Study:
+    """The study with what a command adds to its block. UserError for all that is wrong with either."""
+    if until or max_seeds is not None:
+        study = until_decided(study, origin, max_seeds if until else None)
+    compile_study(study, study.study, origin, confirmed)
+    return study if retune is None else with_block(study, retune=retune)
+
+
 def until_decided(study: Study, origin: str, max_seeds: int | None) -> Study:
     """The study whose open claims get more seeds, up to `max_seeds`. UserError where that cannot be."""
     block = block_of(study, origin)
@@ -70,16 +80,25 @@ def until_decided(study: Study, origin: str, max_seeds: int | None) -> Study:
         )
     if block.design == "fractional":
         raise UserError(f"{origin}: --until-decided: the effects of a fraction need all its settings")
-    return study.model_copy(update={"ablate": block.model_copy(update={"max_seeds": max_seeds})})
+    return with_block(study, max_seeds=max_seeds)
 
 
-def keep_rule(study: Study, begun: Study | None) -> Study:
-    """The study, with the most seeds that it began with: having looked, it cannot go back to a fixed n."""
-    before = begun.ablate.max_seeds if begun is not None and begun.ablate is not None else None
+def with_block(study: Study, **changes: Any) -> Study:
+    """The study with other values in its block."""
     assert study.ablate is not None
-    if before is None or (study.ablate.max_seeds or 0) >= before:
+    return study.model_copy(update={"ablate": study.ablate.model_copy(update=changes)})
+
+
+def keep_begun(study: Study, begun: Study | None) -> Study:
+    """The study with what it began with: having looked at seeds, it cannot go back to a fixed n, and cells
+    at re-tuned values stay part of it.
+    """
+    before = begun.ablate if begun is not None else None
+    if before is None or study.ablate is None:
         return study
-    return study.model_copy(update={"ablate": study.ablate.model_copy(update={"max_seeds": before})})
+    most = max(before.max_seeds or 0, study.ablate.max_seeds or 0) or None
+    kept = {"max_seeds": most, "retune": study.ablate.retune or before.retune, "retuned": before.retuned}
+    return with_block(study, **kept)
 
 
 def settings(study: Study) -> list[Overrides]:

@@ -40,22 +40,29 @@ def wanted_arms(study: Study, identify: Callable[[Overrides], str], records: Led
     seen = dict.fromkeys(pairs, first)
     score = Scores(study.protocol, study.selection).headline
     while wanted <= records.keys():
-        claims = [
-            Claim(str(place), _differences(arms, pair, seeds[: seen[pair]], records, score), block.direction)
-            for place, pair in enumerate(pairs)
-        ]
-        standing = [question.standing for question in decide(claims, len(seeds))]
-        still = [
-            pair
-            for pair, one in zip(pairs, standing, strict=True)
-            if one == "open" and seen[pair] < len(seeds)
-        ]
+        claims = {
+            pair: Claim(
+                str(pair), _differences(arms, pair, seeds[: seen[pair]], records, score), block.direction
+            )
+            for pair in pairs
+        }
+        still = [pair for pair in _open(claims, len(seeds)) if seen[pair] < len(seeds)]
         if not still:
             return wanted
         for pair in still:
             wanted |= {arms[setting][seen[pair]] for setting in pair}
             seen[pair] += 1
     return wanted
+
+
+def _open(claims: Mapping[tuple[int, int], Claim], max_seeds: int) -> list[tuple[int, int]]:
+    """Claims that want another seed; those with one reference are a family, as in the report."""
+    found = []
+    for reference in dict.fromkeys(reference for _, reference in claims):
+        family = {pair: claim for pair, claim in claims.items() if pair[1] == reference}
+        questions = decide(list(family.values()), max_seeds)
+        found += [pair for pair, one in zip(family, questions, strict=True) if one.standing == "open"]
+    return found
 
 
 def _differences(

@@ -38,7 +38,7 @@ def tables(run: Run) -> str:
 
 def _differences(run: Run) -> list[str]:
     """Variants against the first, methods against the 2x2's both-off, and how to read both."""
-    arms, scores, parts = run.arms, run.scores, []
+    arms, scores, parts = run.fixed, run.scores, []
     if (found := variants(arms, run.enumerated, run.rule)) is not None:
         parts += [_table(variants_table(found, scores)), *variants_notes(found, scores)]
     paired = paired_by_seed(arms, scores.headline, run.rule) if is_seeded_grid(arms, run.enumerated) else []
@@ -49,7 +49,7 @@ def _differences(run: Run) -> list[str]:
 
 def _components(run: Run) -> list[str]:
     """What each module is worth, where the study is a full factorial."""
-    found = components(run.arms, run.study, run.enumerated)
+    found = components(run.fixed, run.study, run.enumerated)
     if found is None:
         return []
     tables = [_table(made(found, run.scores)) for made in (effects_table, shapley_table)]

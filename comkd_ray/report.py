@@ -151,7 +151,7 @@ def _references(run: Run, rows: list[ReferenceRow]) -> Section:
 
 def _variants(run: Run) -> list[Section]:
     """Every setting of a grid or a list, where the 2x2 and the reference rows do not say it already."""
-    found = variants(run.arms, run.enumerated, run.rule)
+    found = variants(run.fixed, run.enumerated, run.rule)
     if found is None:
         return []
     notes = [*variants_notes(found, run.scores), *paired_notes(run.scores, run.rule)]

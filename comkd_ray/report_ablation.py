@@ -9,8 +9,10 @@ from comkd_ray.main_effects import main_effects
 from comkd_ray.markup import join, paragraph
 from comkd_ray.report_figures import Section, figure
 from comkd_ray.report_tables import plain_table, titled
+from comkd_ray.retuned import side_by_side
+from comkd_ray.retuned_plots import retuned_plot
 from comkd_ray.run import Run
-from comkd_ray.tables import NO_LOOKS, effects_of
+from comkd_ray.tables import NO_LOOKS, effects_of, retuned_table
 
 
 def ablation_sections(run: Run) -> list[Section]:
@@ -19,7 +21,34 @@ def ablation_sections(run: Run) -> list[Section]:
     if study is None or study.ablate is None:
         return []
     knobs = _knobs(run, study) if study.ablate.design == "one_knob" else []
-    return [*knobs, *_effects(run, study)]
+    return [*_retuned(run, study), *knobs, *_effects(run, study)]
+
+
+def _retuned(run: Run, study: Study) -> list[Section]:
+    """The effect of every setting at fixed and at re-tuned knobs, side by side."""
+    found = side_by_side(run.arms, study, run.rule)
+    if found is None:
+        return []
+    assert study.ablate is not None
+    drawn = figure(
+        "retuned",
+        lambda: retuned_plot(found, run.scores.name),
+        f"Each setting minus {found.reference}, by seed. Rings: all at the study's own knobs, which may "
+        "suit one setting more than another. Dots: each at the knobs that its own search of "
+        f"{study.ablate.retune} arms found, the reference too. The bars are 95 % t-intervals over seeds.",
+        run.scores.warning,
+    )
+    values = ", ".join(f"{key} {value}" for key, value in found.reference_values) or "its own values"
+    notes = [
+        f"At re-tuned knobs {found.reference} has {values}. Every search had the same budget, began at the "
+        "study's own values, used a seed that is none of these, and chose by "
+        f"{run.scores.objective}. The intervals are over the seeds of the arms: they do not hold the luck of "
+        "one search. Each kind of knobs is a family of claims.",
+    ]
+    lines = [paragraph(line, class_="caution") for line in notes]
+    title = titled("Fixed and re-tuned knobs, side by side", run.scores)
+    table = plain_table(retuned_table(found, run.scores))
+    return [("retuned", "Re-tuned", join([drawn, title, table, *lines]))]
 
 
 def _knobs(run: Run, study: Study) -> list[Section]:
@@ -28,7 +57,7 @@ def _knobs(run: Run, study: Study) -> list[Section]:
     drawn = [
         figure(
             f"knob-{place}",
-            lambda key=key: knob_plot(knob_info(run.arms, study, key)),  # type: ignore[misc]
+            lambda key=key: knob_plot(knob_info(run.fixed, study, key)),  # type: ignore[misc]
             f"{run.scores.name} over {key}, all other values the study's own. The bar is the 95 % t-interval "
             "over seeds (three or more); a faint line is one seed. The best mean was picked for being high: "
             "of several values about equally good one is always best.",
@@ -41,9 +70,9 @@ def _knobs(run: Run, study: Study) -> list[Section]:
 
 def _effects(run: Run, study: Study) -> list[Section]:
     """Effects of a factorial or a fraction, where those of the modules do not stand below already."""
-    if components(run.arms, study, run.enumerated) is not None:
+    if components(run.fixed, study, run.enumerated) is not None:
         return []
-    found = main_effects(run.arms, study)
+    found = main_effects(run.fixed, study)
     if not found:
         return []
     lines = [

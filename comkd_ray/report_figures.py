@@ -83,8 +83,8 @@ def modules_section(run: Run, found: Findings) -> Section:
     In a grid or a list that searched more than methods and seeds, the four cells hold the arms at the
     study file's own values alone: variants of one method are not one sample.
     """
-    has_variants = variants(run.arms, run.enumerated) is not None
-    arms = at_own_values(run.arms, run.study) if has_variants else run.arms
+    has_variants = variants(run.fixed, run.enumerated) is not None
+    arms = at_own_values(run.fixed, run.study) if has_variants else run.fixed
     drawn = figure(
         "modules",
         lambda: plots.modules_plot(plots.modules_info(arms)),
@@ -106,7 +106,7 @@ def modules_section(run: Run, found: Findings) -> Section:
         parts += [titled(title, run.scores), paired_tables(found.paired, run.scores, run.rule)]
     elif found.best is not None:
         parts.append(paragraph(_UNPAIRED if run.enumerated else _UNBALANCED, class_="caution"))
-    if (worth := components(run.arms, run.study, run.enumerated)) is not None:
+    if (worth := components(run.fixed, run.study, run.enumerated)) is not None:
         parts += [
             titled("What each component is worth", run.scores),
             component_tables(worth, run.scores, run.rule),

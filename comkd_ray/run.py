@@ -20,6 +20,7 @@ from comkd_ray.errors import UserError
 from comkd_ray.pairing import FIXED, Rule
 from comkd_ray.protocols import explain
 from comkd_ray.results import EPOCHS, read_arms, read_epochs
+from comkd_ray.retuned import fixed_arms
 
 Provenance = Mapping[str, Any]
 
@@ -48,6 +49,11 @@ class Run(NamedTuple):
         """What is claimed of settings against the first, and whether seeds were added on the way."""
         block = self.study.ablate if self.study is not None else None
         return FIXED if block is None else Rule(block.direction, block.max_seeds)
+
+    @property
+    def fixed(self) -> pl.DataFrame:
+        """Arms at fixed values: of an ablation that was re-tuned, without those at re-tuned ones."""
+        return fixed_arms(self.arms, self.study)
 
     @property
     def data(self) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from comkd_ray import study_file
 from comkd_ray.arms import SEED
 from comkd_ray.config import Study
+from comkd_ray.designs import with_block
 from comkd_ray.errors import UserError
 from comkd_ray.ledger import material_of
 from comkd_ray.results import Row, ranked, read_records
@@ -31,8 +32,7 @@ def start_from(study: Study, source: Path, begun: Study | None) -> Study:
     row = _arm(source, begun)
     values = {key: row[key] for key in row["searched"] or () if key != SEED}
     started = study_file.resolve(study, values, f"--from {source}")
-    block = study.ablate.model_copy(update={"start": f"{source.name}/{row['arm']}"})
-    return started.model_copy(update={"ablate": block})
+    return with_block(started, start=f"{source.name}/{row['arm']}")
 
 
 def require_same(study: Study, other: Study, source: Path) -> None:

@@ -13,6 +13,7 @@ from comkd_ray.pairing import FIXED, Paired, Rule
 from comkd_ray.published import ABLATIONS, Value
 from comkd_ray.published_gap import Gap
 from comkd_ray.reference_rows import ReferenceRow
+from comkd_ray.retuned import Retuned
 from comkd_ray.stats import Estimate
 from comkd_ray.variants import Variant, Variants
 from comkd_ray.words import DASH, counted, plain, shown, signed
@@ -144,6 +145,28 @@ def _listed(found: Variants) -> list[Variant]:
         return found.rows
     others = [row for row in found.ranked if row is not found.rows[0]]
     return [found.rows[0], *others[:ENDS], *others[ENDS:][-ENDS:]]
+
+
+def retuned_table(found: Retuned, scores: Scores) -> Table:
+    """The effect of every setting at fixed and at re-tuned knobs, and the knobs found."""
+    kinds = [
+        f"{kind}: {head}"
+        for kind in ("fixed", "re-tuned")
+        for head in ("mean", INTERVAL, "p (Holm)", "verdict")
+    ]
+    rows = []
+    for one in found.effects:
+        values = ", ".join(f"{key} {value}" for key, value in one.values) or "its own values"
+        rows.append([one.name, *_in_short(one.fixed), *_in_short(one.retuned), values])
+    return Table([f"minus {found.reference}, points of {scores.name}", *kinds, "re-tuned values"], rows)
+
+
+def _in_short(pair: Paired | None) -> list[str]:
+    """Mean, interval, p after Holm and verdict of a claim."""
+    if pair is None:
+        return [DASH] * 4
+    mean, low_high, _, _, p_holm, verdict, _ = _difference(pair.found)
+    return [mean, low_high, p_holm, verdict]
 
 
 def variants_notes(found: Variants, scores: Scores) -> list[str]:

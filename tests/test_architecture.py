@@ -79,7 +79,8 @@ ALLOWED = {
     "ablation": "config optuna_search results search_space study_file |",
     "ledger": "config errors jobs material results search_space study_file words |",
     "growth": "arms comparison config designs results search_space sequential study_file |",
-    "starting_point": "arms config errors ledger results study_file words |",
+    "starting_point": "arms config designs errors ledger results study_file words |",
+    "retune": "arms config designs errors jobs results search_space study_file words |",
     "ablation_plan": "config designs fractional ledger planner sequential words |",
     "cluster": "config errors | ray",
     "ray_train": "config data.pixels errors jobs material prepare progress results stage_one study_file"
@@ -99,18 +100,20 @@ ALLOWED = {
     "designs": "arms config errors fractional search_space study_file |",
     "pairing": "arms comparison sequential | polars",
     "variants": "arms pairing search_space stats words | polars",
-    "run": "arms config errors pairing protocols results study_file | polars",
+    "retuned": "arms config designs pairing search_space study_file words | polars",
+    "run": "arms config errors pairing protocols results retuned study_file | polars",
     "reference_rows": "arms config search_space stats study_file words | polars",
     "components": "arms config errors factorial pairing reference_rows stats | polars",
     "published": "|",
     "published_gap": "config published reference_rows stats |",
-    "tables": "arms comparison components factorial pairing published published_gap reference_rows stats"
-    " variants words |",
+    "tables": "arms comparison components factorial pairing published published_gap reference_rows retuned"
+    " stats variants words |",
     "markdown": "components pairing published_gap reference_rows run tables variants |",
     "figure": "arms words | plotly",
     "plots": "arms figure protocols stats | plotly polars",
     "cost_plots": "arms figure reference_rows stats | plotly polars",
     "search_plots": "arms figure protocols search_space | optuna plotly polars",
+    "retuned_plots": "figure pairing retuned search_space stats | plotly",
     "knob_plots": "arms config designs figure search_space stats words | plotly polars",
     "main_effects": "arms config designs errors factorial search_space stats | polars",
     "findings": "arms pairing protocols reference_rows words | polars",
@@ -118,8 +121,8 @@ ALLOWED = {
     "report_facts": "arms findings markup words | polars",
     "report_figures": "arms components cost_plots figure findings markup plots reference_rows report_facts"
     " report_tables run search_plots variants | plotly",
-    "report_ablation": "components config knob_plots main_effects markup report_figures report_tables run"
-    " tables |",
+    "report_ablation": "components config knob_plots main_effects markup report_figures report_tables"
+    " retuned retuned_plots run tables |",
     "report": "findings markup published published_gap reference_rows report_ablation report_facts"
     " report_figures report_tables results run tables variants words | plotly",
     # top
@@ -128,6 +131,8 @@ ALLOWED = {
     "study_run": "ablation cache cluster config data.datasets errors growth ledger material"
     " optuna_search photographs plan prepare progress protocols provenance ray_train report"
     " results study_file tune weights |",
+    "ablation_run": "ablation_plan cluster config designs ledger plan progress retune starting_point"
+    " study_file study_run |",
     # measuring
     "bench_files": "bank data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
@@ -139,8 +144,7 @@ ALLOWED = {
     " results search_space study_file | torch",
     "exits": "errors |",
     "cli_end": "arms exits |",
-    "cli_ablate": "ablation_plan cli_end cluster designs exits ledger plan progress starting_point study_file"
-    " study_run |",
+    "cli_ablate": "ablation_run cli_end cluster designs exits plan progress study_file |",
     "cli_bank": "bank_care cache cluster errors exits progress ray_train study_file |",
     "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
@@ -150,9 +154,10 @@ ALLOWED = {
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "arms", "fractional", "designs", "pairing", "variants", "run", "reference_rows", "components",
+    "arms", "fractional", "designs", "pairing", "variants", "retuned", "run", "reference_rows", "components",
     "published", "published_gap",
-    "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "knob_plots", "main_effects",
+    "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "knob_plots",
+    "retuned_plots", "main_effects",
     "findings", "markup", "report_ablation", "report_tables", "report_facts", "report_figures", "report",
     "results",
 )  # fmt: skip

@@ -97,8 +97,20 @@ def test_a_start_is_told_with_what_it_leaves_to_the_file(tmp_path: Path, world: 
     record = outer.record("best", 80.0, searched=sorted(values), **values)
     results.write_record(run, record["arm"], record["epochs"])
     said = ablate(tmp_path, world, "--dry-run", "--from", str(run)).stdout
-    assert "the best arm of before/best" in said
+    assert "arm best of before, its best" in said
     assert "train.lr 0.02 (there 0.04)" in said
+
+
+def test_re_tuning_is_told_with_what_it_takes(tmp_path: Path, world: Path) -> None:
+    tree = outer.tree(world, outer.tpe(8)) | {"ablate": {"design": "factorial", "factors": FLAGS, "seeds": 8}}
+    path = outer.write_yaml(tmp_path / "tiny.yaml", tree)
+    words = ["ablate", str(path), "--reports", str(tmp_path / "reports"), "--dry-run", "--retune", "5"]
+    said = CliRunner().invoke(cli.main, words).stdout
+    assert (
+        "4 settings with tpe, 20 arms in all, over loss.temperature, train.lr, student.attention_scale"
+        in said
+    )
+    assert not (tmp_path / "reports").exists()
 
 
 # What is refused --------------------------------------------------------------------------------
@@ -116,6 +128,7 @@ def test_a_start_is_told_with_what_it_leaves_to_the_file(tmp_path: Path, world: 
         ({}, ["--until-decided", "--max-seeds", "8"], "are 8 already"),
         ({}, ["--set", "ablate.factors.train.lr=[0.1]"], "train.lr: a factor needs two levels"),
         ({"factors": {"train.seed": [1, 2]}}, [], "seeds are no factor"),
+        ({}, ["--retune", "4"], "--retune asks a sampler over search.space"),
         ({}, ["--from", "none"], "--from none: no study.yaml there"),
     ],
 )  # fmt: skip

@@ -1,0 +1,87 @@
+"""An ablation from block to report: re-tune the settings where that is asked for, then train the cells."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from comkd_ray import cluster, retune
+from comkd_ray.ablation_plan import can_find, describe
+from comkd_ray.config import Study
+from comkd_ray.designs import compile_study, keep_begun, run_directory, with_block
+from comkd_ray.ledger import foretell_shared
+from comkd_ray.plan import count_arms, reach_of
+from comkd_ray.progress import Screen
+from comkd_ray.retune import Tuning, tunings
+from comkd_ray.starting_point import remarks, start_from
+from comkd_ray.study_file import load
+from comkd_ray.study_run import Outcome, check_run, has_begun, run_study
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What one command is about to do."""
+
+    run: Path
+    origin: str
+    """The study file, for messages."""
+    study: Study
+    """As the file says, with what the command added to its block, and at its starting point."""
+    compiled: Study
+    """Its arms are the cells that are known by now."""
+    searches: list[Tuning]
+    """What is re-tuned first."""
+    source: Path | None
+    """The run directory that it starts from."""
+
+    def described(self) -> list[tuple[str, str]]:
+        """(what, in words): what is compared, what is there already, and what the seeds can show."""
+        shared = foretell_shared(self.compiled, self.run)
+        lines = describe(self.compiled, count_arms(self.compiled), shared)
+        if self.source is not None:
+            lines += [("starts with", line) for line in remarks(self.study, self.source)]
+        if self.searches:
+            lines.append(("re-tuned first", retune.in_words(self.searches)))
+        return [*lines, ("can find", can_find(self.compiled, reach_of(self.compiled)))]
+
+
+def open_ablation(study: Study, origin: str, reports: Path, source: Path | None) -> Ablation:
+    """Everything that can be wrong with a command is found here, before anything is written. UserError."""
+    run = run_directory(reports, study)
+    begun = load(run / "study.yaml") if has_begun(run) else None
+    started = keep_begun(study, begun)
+    if source is not None:
+        started = start_from(started, source, begun)
+    compiled = compile_study(started, run.name, origin, confirmed=True)
+    check_run(compiled, run, begun is not None)
+    assert started.ablate is not None
+    budget = started.ablate.retune
+    searches = [] if budget is None else tunings(started, run, budget, origin)
+    return Ablation(run, origin, started, compiled, searches, source)
+
+
+def run_ablation(
+    ablation: Ablation, screens: Callable[[], Screen], address: str | None, verbose: bool
+) -> Outcome:
+    """Run what is left of it, all in one Ray.
+
+    Returns how the last run ended: that of the cells, or of a search that has arms left.
+    """
+    run, compiled = ablation.run, ablation.compiled
+    with cluster.connect(address, verbose) if ablation.searches else contextlib.nullcontext():
+        for search in ablation.searches:
+            if search.study is None or search.is_done():
+                continue
+            screen = screens()
+            screen.say(f"re-tuning {search.run.name}")
+            ended = run_study(search.study, search.run, screen, has_begun(search.run), address, verbose)
+            if ended.interrupted or ended.left:
+                return ended
+        if ablation.searches:
+            found = tuple(search.found() for search in ablation.searches)
+            compiled = compile_study(
+                with_block(ablation.study, retuned=found), run.name, ablation.origin, True
+            )
+        return run_study(compiled, run, screens(), has_begun(run), address, verbose)
