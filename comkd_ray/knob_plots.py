@@ -21,6 +21,9 @@ from comkd_ray.search_space import Overrides, Scalar
 from comkd_ray.stats import Estimate, estimate
 from comkd_ray.words import shown
 
+TICKS = 12
+"""Up to so many values, each is a tick."""
+
 
 class Point(NamedTuple):
     """One value of the knob."""
@@ -121,6 +124,8 @@ def knob_plot(info: KnobInfo) -> go.Figure:
     figure.update_xaxes(
         title_text=info.key, type="category" if info.log is None else "log" if info.log else "linear"
     )
+    if len(places) <= TICKS:
+        figure.update_xaxes(tickvals=places, ticktext=[shown(point.value) for point in points])
     own = info.own if info.log is not None else shown(info.own)
     ends = [
         min(v for point in points for v in point.scores.values()),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from comkd_ray.figure import BLUE, GREY, ORANGE, NoFigure, dress
+from comkd_ray.figure import BLUE, GREY, INK, ORANGE, NoFigure, dress
 from comkd_ray.pairing import Paired
 from comkd_ray.retuned import Retuned
-from comkd_ray.search_space import Scalar
 from comkd_ray.stats import Estimate
+
+FIXED_KNOBS, RETUNED_KNOBS = "fixed knobs", "re-tuned knobs"
+_KINDS = ((FIXED_KNOBS, BLUE, "circle-open", -0.14), (RETUNED_KNOBS, ORANGE, "circle", 0.14))
 
 
 def _mean(pair: Paired | None) -> Estimate | None:
@@ -20,38 +22,42 @@ def retuned_plot(found: Retuned, axis: str) -> go.Figure:
     known = [one for one in found.effects if _mean(one.fixed) is not None and _mean(one.retuned) is not None]
     if not known:
         raise NoFigure("No setting has its effect both at fixed and at re-tuned values yet.")
-    names: list[Scalar] = [one.name for one in known]
     figure = go.Figure()
-    for one in known:
-        ends = [_mean(one.fixed), _mean(one.retuned)]
-        figure.add_scatter(
-            x=[end.mean for end in ends if end is not None],
-            y=[one.name] * 2,
-            mode="lines",
-            line={"color": GREY, "width": 3},
-            showlegend=False,
-            hoverinfo="skip",
-        )
-    for kind, color, symbol in (("fixed knobs", BLUE, "circle-open"), ("re-tuned knobs", ORANGE, "circle")):
-        means = [_mean(one.fixed if kind == "fixed knobs" else one.retuned) for one in known]
+    for kind, color, symbol, above in _KINDS:
+        means = [_mean(one.fixed if kind == FIXED_KNOBS else one.retuned) for one in known]
         figure.add_scatter(
             x=[mean.mean for mean in means if mean is not None],
-            y=names,
+            y=[place + above for place in range(len(known))],
             error_x={
                 "type": "data",
                 "array": [_half(mean) for mean in means],
                 "color": color,
                 "thickness": 1.3,
-                "width": 6,
+                "width": 5,
             },
             mode="markers",
-            marker={"color": color, "symbol": symbol, "size": 11, "line": {"width": 2}},
+            marker={"color": color, "symbol": symbol, "size": 11, "line": {"width": 2, "color": color}},
             name=kind,
-            hovertemplate=f"%{{y}}, {kind}: %{{x:+.2f}} points<extra></extra>",
+            text=[one.name for one in known],
+            hovertemplate=f"%{{text}}, {kind}: %{{x:+.2f}} points<extra></extra>",
         )
-    dress(figure, 150 + 46 * len(known))
-    figure.update_xaxes(title_text=f"minus {found.reference}, points of {axis}", zeroline=True)
-    figure.update_yaxes(autorange="reversed", type="category", showgrid=False)
+    for place, one in enumerate(known):
+        ends = [mean.mean for mean in (_mean(one.fixed), _mean(one.retuned)) if mean is not None]
+        figure.add_scatter(
+            x=ends,
+            y=[place + above for *_, above in _KINDS],
+            mode="lines",
+            line={"color": GREY, "width": 3},
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    dress(figure, 150 + 64 * len(known))
+    figure.add_vline(x=0, line={"color": INK, "width": 1.2, "dash": "dash"})
+    figure.update_xaxes(title_text=f"minus {found.reference}, points of {axis}", zeroline=False)
+    figure.update_yaxes(
+        tickvals=list(range(len(known))), ticktext=[one.name for one in known], range=[len(known) - 0.5, -0.5]
+    )
+    figure.update_yaxes(showgrid=False, zeroline=False)
     return figure
 
 

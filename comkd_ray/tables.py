@@ -149,24 +149,21 @@ def _listed(found: Variants) -> list[Variant]:
 
 def retuned_table(found: Retuned, scores: Scores) -> Table:
     """The effect of every setting at fixed and at re-tuned knobs, and the knobs found."""
-    kinds = [
-        f"{kind}: {head}"
-        for kind in ("fixed", "re-tuned")
-        for head in ("mean", INTERVAL, "p (Holm)", "verdict")
-    ]
+    heads = [f"{kind}: {what}" for kind in ("fixed", "re-tuned") for what in ("mean", INTERVAL, "verdict")]
     rows = []
     for one in found.effects:
-        values = ", ".join(f"{key} {value}" for key, value in one.values) or "its own values"
+        values = ", ".join(f"{key} {value}" for key, value in one.values) or "the study's own"
         rows.append([one.name, *_in_short(one.fixed), *_in_short(one.retuned), values])
-    return Table([f"minus {found.reference}, points of {scores.name}", *kinds, "re-tuned values"], rows)
+    return Table([f"minus {found.reference}, points of {scores.name}", *heads, "re-tuned values"], rows)
 
 
 def _in_short(pair: Paired | None) -> list[str]:
-    """Mean, interval, p after Holm and verdict of a claim."""
+    """Mean, interval, and verdict with its p after Holm."""
     if pair is None:
-        return [DASH] * 4
-    mean, low_high, _, _, p_holm, verdict, _ = _difference(pair.found)
-    return [mean, low_high, p_holm, verdict]
+        return [DASH] * 3
+    found = pair.found
+    mean = None if found.estimate is None else found.estimate.mean
+    return [signed(mean, 2), signed_interval(found.estimate), f"{found.verdict} (p {found.p_holm:.2g})"]
 
 
 def variants_notes(found: Variants, scores: Scores) -> list[str]:

@@ -113,7 +113,7 @@ ALLOWED = {
     "plots": "arms figure protocols stats | plotly polars",
     "cost_plots": "arms figure reference_rows stats | plotly polars",
     "search_plots": "arms figure protocols search_space | optuna plotly polars",
-    "retuned_plots": "figure pairing retuned search_space stats | plotly",
+    "retuned_plots": "figure pairing retuned stats | plotly",
     "knob_plots": "arms config designs figure search_space stats words | plotly polars",
     "main_effects": "arms config designs errors factorial search_space stats | polars",
     "findings": "arms pairing protocols reference_rows words | polars",
