@@ -14,7 +14,7 @@ from comkd_ray.words import counted, shown
 VARIES = (
     "train.seed draws the initial prompts, projector and EduAttention, and the order of the images; arms of "
     "one seed share all of these and every view. Few shots (data.split_seed) and teacher (teacher.seed) "
-    "are the same in all arms: another draw is another study, by --set"
+    "are the same in all arms: another draw is another material, under ablate.materials"
 )
 """What the seeds of an ablation vary, and what they do not."""
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from comkd_ray import cluster, retune
+from comkd_ray import cluster, joint_report, retune
 from comkd_ray.ablation_plan import can_find, describe
 from comkd_ray.config import Study
-from comkd_ray.designs import compile_study, keep_begun, run_directory, with_block
+from comkd_ray.designs import compile_study, keep_begun, materials_of, run_directory, with_block
+from comkd_ray.errors import UserError
 from comkd_ray.ledger import foretell_shared
 from comkd_ray.plan import count_arms, reach_of
 from comkd_ray.progress import Screen
@@ -47,9 +48,21 @@ class Ablation:
         return [*lines, ("can find", can_find(self.compiled, reach_of(self.compiled)))]
 
 
-def open_ablation(study: Study, origin: str, reports: Path, source: Path | None) -> Ablation:
-    """Everything that can be wrong with a command is found here, before anything is written. UserError."""
-    run = run_directory(reports, study)
+def open_ablations(study: Study, origin: str, reports: Path, source: Path | None) -> list[Ablation]:
+    """One ablation, or one for each of the block's materials, in the folder of the first.
+
+    Everything that can be wrong with a command is found here, before anything is written. UserError.
+    """
+    run, materials = run_directory(reports, study), materials_of(study, origin)
+    if not materials:
+        return [open_ablation(study, origin, run, source)]
+    if source is not None:
+        raise UserError(f"{origin}: --from: ablate.materials have a best arm each; give them one by one")
+    return [open_ablation(one, origin, run / name, None) for name, one in materials.items()]
+
+
+def open_ablation(study: Study, origin: str, run: Path, source: Path | None) -> Ablation:
+    """One ablation in the directory `run`. UserError for all that is wrong with it."""
     begun = load(run / "study.yaml") if has_begun(run) else None
     started = keep_begun(study, begun)
     if source is not None:
@@ -62,26 +75,40 @@ def open_ablation(study: Study, origin: str, reports: Path, source: Path | None)
     return Ablation(run, origin, started, compiled, searches, source)
 
 
-def run_ablation(
-    ablation: Ablation, screens: Callable[[], Screen], address: str | None, verbose: bool
-) -> Outcome:
-    """Run what is left of it, all in one Ray.
+def run_ablations(
+    ablations: list[Ablation], screens: Callable[[], Screen], address: str | None, verbose: bool
+) -> list[Outcome]:
+    """Run what is left of each, all in one Ray; how each ended, up to the first that was interrupted.
 
-    Returns how the last run ended: that of the cells, or of a search that has arms left.
+    Several are joined in a report of their folder.
     """
+    ended: list[Outcome] = []
+    joined = ablations[0].run.parent if len(ablations) > 1 else None
+    if joined is not None:
+        joint_report.announce(joined, [one.run.name for one in ablations])
+    several = len(ablations) > 1 or any(one.searches for one in ablations)
+    with cluster.connect(address, verbose) if several else contextlib.nullcontext():
+        for ablation in ablations:
+            ended.append(_run(ablation, screens, address, verbose))
+            if ended[-1].interrupted:
+                break
+    if joined is not None and any((one.run / "results").is_dir() for one in ablations):
+        joint_report.build(joined)
+    return ended
+
+
+def _run(ablation: Ablation, screens: Callable[[], Screen], address: str | None, verbose: bool) -> Outcome:
+    """How the last run of an ablation ended: that of its cells, or of a search that has arms left."""
     run, compiled = ablation.run, ablation.compiled
-    with cluster.connect(address, verbose) if ablation.searches else contextlib.nullcontext():
-        for search in ablation.searches:
-            if search.study is None or search.is_done():
-                continue
-            screen = screens()
-            screen.say(f"re-tuning {search.run.name}")
-            ended = run_study(search.study, search.run, screen, has_begun(search.run), address, verbose)
-            if ended.interrupted or ended.left:
-                return ended
-        if ablation.searches:
-            found = tuple(search.found() for search in ablation.searches)
-            compiled = compile_study(
-                with_block(ablation.study, retuned=found), run.name, ablation.origin, True
-            )
-        return run_study(compiled, run, screens(), has_begun(run), address, verbose)
+    for search in ablation.searches:
+        if search.study is None or search.is_done():
+            continue
+        screen = screens()
+        screen.say(f"re-tuning {search.run.name}")
+        ended = run_study(search.study, search.run, screen, has_begun(search.run), address, verbose)
+        if ended.interrupted or ended.left:
+            return ended
+    if ablation.searches:
+        found = tuple(search.found() for search in ablation.searches)
+        compiled = compile_study(with_block(ablation.study, retuned=found), run.name, ablation.origin, True)
+    return run_study(compiled, run, screens(), has_begun(run), address, verbose)

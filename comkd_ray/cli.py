@@ -120,9 +120,10 @@ def report(run: Path, markdown: bool) -> None:
 
         click.echo(tables(read(run)))
         return
+    from comkd_ray import joint_report
     from comkd_ray.report import build
 
-    click.echo(build(run))
+    click.echo(joint_report.build(run) if joint_report.is_joint(run) else build(run))
 
 
 main.add_command(ablate)

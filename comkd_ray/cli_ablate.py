@@ -66,21 +66,26 @@ def ablate(
 
     quiet_libraries(verbose)
     set_environment(None if dry_run else address)
-    from comkd_ray.ablation_run import open_ablation, run_ablation
+    from comkd_ray.ablation_run import open_ablations, run_ablations
     from comkd_ray.progress import Screen
 
-    ablation = open_ablation(loaded, str(study), reports, source)
+    ablations = open_ablations(loaded, str(study), reports, source)
     if dry_run:
-        _show_plan(ablation, as_json)
+        for one in ablations:
+            _show_plan(one, as_json)
         return
     style = "json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain"
-    screen = Screen(style)
-    screen.say(f"ablation {ablation.compiled.study}: {study}")
-    for what, words in ablation.described():
-        screen.say(f"{what}: {words}")
-    outcome = run_ablation(ablation, lambda: Screen(style), address, verbose)
-    tell(outcome, as_json, quiet, "the same command")
-    leave(outcome)
+    for one in ablations:
+        Screen(style).say(f"ablation {one.compiled.study}: {study}")
+        for what, words in one.described():
+            Screen(style).say(f"{what}: {words}")
+    outcomes = run_ablations(ablations, lambda: Screen(style), address, verbose)
+    for outcome in outcomes:
+        tell(outcome, as_json, quiet, "the same command")
+    if len(ablations) > 1 and not quiet and not as_json:
+        click.echo(f"all {len(ablations)} together: {ablations[0].run.parent / 'report.html'}")
+    for outcome in outcomes:
+        leave(outcome)
 
 
 def _show_plan(ablation: Any, as_json: bool) -> None:

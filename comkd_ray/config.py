@@ -217,6 +217,10 @@ class Ablate(Section):
     """
     seeds: int | tuple[int, ...] = 8
     """Values of train.seed that every setting is trained with; n is 1 to n."""
+    materials: dict[str, dict[str, Scalar | None]] = Field(default_factory=dict)
+    """Name to the keys that differ from the file's: another data set, another draw of the shots, another
+    teacher. Each is an ablation of its own, and one report joins them. Empty: the file's own alone.
+    """
     max_seeds: int | None = Field(None, ge=2)
     """Set by `--until-decided`: claims that are open after `seeds` get more, up to so many."""
     start: str | None = None

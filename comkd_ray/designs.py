@@ -12,18 +12,22 @@ one seed start alike and see the same images in the same order: they are pairs b
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comkd_ray.arms import SEED
+from comkd_ray.arms import METHOD_KEYS, METHODS, SEED, method_of
 from comkd_ray.config import Ablate, Study
 from comkd_ray.errors import UserError
 from comkd_ray.fractional import FEWEST, fraction
 from comkd_ray.search_space import Overrides, Scalar
 from comkd_ray.study_file import build, check_searchable, flatten, resolve
+from comkd_ray.words import shown
 
+MATERIAL_KEYS = ("data.", "source.", "teacher.", "student.", "loss.", "train.")
+"""What a material may set."""
 LARGEST = 10_000
 """Cells, settings times seeds, above which a person has to confirm."""
 
@@ -63,8 +67,26 @@ def asked_for(
     """The study with what a command adds to its block. UserError for all that is wrong with either."""
     if until or max_seeds is not None:
         study = until_decided(study, origin, max_seeds if until else None)
-    compile_study(study, study.study, origin, confirmed)
+    for one in (study, *materials_of(study, origin).values()):
+        compile_study(one, one.study, origin, confirmed)
     return study if retune is None else with_block(study, retune=retune)
+
+
+def materials_of(study: Study, origin: str) -> dict[str, Study]:
+    """Each material's study, by name; its block names no further ones. UserError names what is wrong."""
+    block, found = block_of(study, origin), {}
+    flat = flatten(study.model_dump(mode="json"))
+    known = [key for key in flat if key.startswith(MATERIAL_KEYS) and key not in (*block.factors, SEED)]
+    for name, keys in block.materials.items():
+        where = f"{origin}: ablate.materials.{name}"
+        for key in keys:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(MATERIAL_KEYS)}*"
+                raise UserError(f"{where}: {key}: no key that a material sets; {hint}")
+        own = resolve(with_block(study, materials={}), keys, where)  # type: ignore[arg-type]
+        found[name] = build(own.model_dump(mode="json") | {"study": name}, where)
+    return found
 
 
 def until_decided(study: Study, origin: str, max_seeds: int | None) -> Study:
@@ -120,6 +142,18 @@ def settings(study: Study) -> list[Overrides]:
     for key, levels in block.factors.items():
         combined = [setting | {key: level} for setting in combined for level in levels]
     return combined
+
+
+def setting_names(study: Study) -> list[str]:
+    """What each setting is called: the method, where the factors say which it is, else the levels."""
+    asked, flat = settings(study), flatten(study.model_dump(mode="json"))
+    if set(asked[0]) <= METHOD_KEYS:
+        names = [METHODS[method_of({**flat, **one})] for one in asked]
+        if len(set(names)) == len(names):
+            return names
+    return [
+        ", ".join(f"{key.rpartition('.')[2]}: {shown(value)}" for key, value in one.items()) for one in asked
+    ]
 
 
 def _one_knob(study: Study, block: Ablate) -> list[Overrides]:

@@ -17,7 +17,7 @@ from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import Asked, arm_identity, asked_columns
 from comkd_ray.material import read_card
-from comkd_ray.results import Row, write_record
+from comkd_ray.results import JOINT, Row, write_record
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import TOWER
 from comkd_ray.words import counted
@@ -107,9 +107,12 @@ def material_of(study: Study) -> dict[str, object]:
 
 
 def _runs_beside(run: Path) -> list[Path]:
-    """Run directories in the same folder of reports, but this one."""
-    folders = sorted(path.parent for path in run.parent.glob("*/material.json"))
-    return [folder for folder in folders if folder.resolve() != run.resolve()]
+    """Run directories in the same folder of reports, those of ablations over several materials too."""
+    reports = run.parent
+    if (reports / JOINT).is_file() or not reports.exists():  # one of several, begun or not
+        reports = reports.parent
+    found = [path.parent for depth in ("*", "*/*") for path in sorted(reports.glob(f"{depth}/material.json"))]
+    return [other for other in found if other.resolve() != run.resolve()]
 
 
 def _identity_of(run: Path) -> str | None:

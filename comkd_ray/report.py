@@ -3,17 +3,15 @@
     from comkd_ray import report; report.build(Path("reports/quickstart"))
 
 Reads results/*.parquet, study.yaml and provenance.json of a run, and nothing else: any machine can
-rebuild a report. The file carries its own plotly.js, and its content policy forbids every request.
+rebuild a report; `document.py` is its frame.
 """
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
+from comkd_ray.document import Section, document
 from comkd_ray.findings import Findings, findings, sentences
 from comkd_ray.markup import Html, details, join, paragraph, tag, text
 from comkd_ray.published import ABLATIONS
@@ -22,7 +20,6 @@ from comkd_ray.reference_rows import ReferenceRow, reference_rows, remarks
 from comkd_ray.report_ablation import ablation_sections
 from comkd_ray.report_facts import arms_by_status, failed_table, provenance_tables
 from comkd_ray.report_figures import (
-    Section,
     cost_section,
     method_sections,
     modules_section,
@@ -40,9 +37,6 @@ from comkd_ray.tables import (
     variants_table,
 )
 from comkd_ray.variants import variants
-from comkd_ray.words import DASH
-
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def build(run: Path) -> Path:
@@ -67,30 +61,7 @@ def page(run: Run) -> str:
         cost_section(run),
         _source(run),
     ]
-    links = [tag("a", title, href=f"#{ident}") for ident, title, _ in sections]
-    body = [tag("section", tag("h2", title), content, id=ident) for ident, title, content in sections[1:]]
-    head = tag("header", tag("h1", run.name), _note(run), tag("nav", join(links, " ")))
-    first = tag("section", sections[0][2], id=sections[0][0])
-    return join(
-        [
-            Html("<!doctype html>"),
-            Html('<html lang="en">'),
-            Html('<head><meta charset="utf-8">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Html('<meta name="color-scheme" content="light dark">'),
-            tag("title", f"{run.name} {DASH} comkd-ray"),
-            tag("style", Html(_shipped("report.css"))),
-            tag("script", Html(get_plotlyjs())),
-            Html("</head>"),
-            tag("body", head, tag("main", first, *body), tag("script", Html(_shipped("report.js")))),
-            Html("</html>\n"),
-        ]
-    )
-
-
-def _shipped(name: str) -> str:
-    return (files("comkd_ray") / name).read_text(encoding="utf-8")
+    return document(run.name, _note(run), sections)
 
 
 def _note(run: Run) -> Html:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comkd_ray.components import components
 from comkd_ray.config import Study
+from comkd_ray.document import Section
 from comkd_ray.knob_plots import knob_info, knob_plot
 from comkd_ray.main_effects import main_effects
 from comkd_ray.markup import join, paragraph
-from comkd_ray.report_figures import Section, figure
+from comkd_ray.report_figures import figure
 from comkd_ray.report_tables import plain_table, titled
 from comkd_ray.retuned import side_by_side
 from comkd_ray.retuned_plots import retuned_plot

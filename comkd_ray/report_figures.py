@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from comkd_ray import cost_plots, plots, search_plots
 from comkd_ray.arms import METHODS, full_budget, has_modules, module_cells, of_method, searched_keys
 from comkd_ray.components import components
+from comkd_ray.document import Section
 from comkd_ray.figure import NoFigure
 from comkd_ray.findings import Findings
 from comkd_ray.markup import Html, join, paragraph, tag
@@ -17,9 +18,6 @@ from comkd_ray.report_facts import cost_lines
 from comkd_ray.report_tables import component_tables, module_table, paired_tables, titled
 from comkd_ray.run import Run
 from comkd_ray.variants import variants
-
-Section = tuple[str, str, Html]
-"""Identifier, title, content."""
 
 
 def figure(

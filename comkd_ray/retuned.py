@@ -7,14 +7,13 @@ own values, one arm is both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import polars as pl
 
-from comkd_ray.arms import METHOD_KEYS, METHODS, full_budget, has_modules, is_same, method_of, scores_of
+from comkd_ray.arms import full_budget, is_same, scores_of
 from comkd_ray.config import Study
-from comkd_ray.designs import settings
+from comkd_ray.designs import setting_names, settings
 from comkd_ray.pairing import Paired, Rule, differences, family
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import flatten
@@ -51,7 +50,7 @@ def fixed_arms(arms: pl.DataFrame, study: Study | None) -> pl.DataFrame:
     if study is None or study.ablate is None or not study.ablate.retuned:
         return arms
     flat = flatten(study.model_dump(mode="json"))
-    return _at(arms, {key: flat[key] for key in tuned_keys(study)})
+    return at_values(arms, {key: flat[key] for key in tuned_keys(study)})
 
 
 def side_by_side(arms: pl.DataFrame, study: Study, rule: Rule) -> Retuned | None:
@@ -62,8 +61,8 @@ def side_by_side(arms: pl.DataFrame, study: Study, rule: Rule) -> Retuned | None
     flat, score = flatten(study.model_dump(mode="json")), scores_of(arms).headline
     own = {key: flat[key] for key in tuned_keys(study)}
     rows = full_budget(arms).drop_nulls([score])
-    kinds = [[_at(rows, own | one) for one in many] for many in (settings(study), block.retuned)]
-    names = _names(arms, settings(study))
+    kinds = [[at_values(rows, own | one) for one in many] for many in (settings(study), block.retuned)]
+    names = setting_names(study)
     claims = []
     for reference, *others in kinds:
         pairs = [
@@ -78,7 +77,8 @@ def side_by_side(arms: pl.DataFrame, study: Study, rule: Rule) -> Retuned | None
     return Retuned(names[0], changed[0], effects)
 
 
-def _at(arms: pl.DataFrame, values: Overrides) -> pl.DataFrame:
+def at_values(arms: pl.DataFrame, values: Overrides) -> pl.DataFrame:
+    """Arms that have these values."""
     kept = [
         all(is_same(row[key], value) for key, value in values.items()) for row in arms.iter_rows(named=True)
     ]
@@ -87,13 +87,3 @@ def _at(arms: pl.DataFrame, values: Overrides) -> pl.DataFrame:
 
 def _changed(found: Overrides, own: Overrides) -> list[tuple[str, str]]:
     return [(key, shown(value)) for key, value in found.items() if key in own and value != own[key]]
-
-
-def _names(arms: pl.DataFrame, asked: Sequence[Overrides]) -> list[str]:
-    """Methods by their names where the factors say which it is, else the levels."""
-    if has_modules(arms) and len(arms) and set(asked[0]) <= METHOD_KEYS:
-        row = arms.row(0, named=True)
-        return [METHODS[method_of(row | one)] for one in asked]
-    return [
-        ", ".join(f"{key.rpartition('.')[2]}: {shown(value)}" for key, value in one.items()) for one in asked
-    ]

@@ -101,17 +101,26 @@ def require_search(study: Study, path: Path) -> Study:
 
 def _make_absolute(tree: Json) -> None:
     """Paths count from where the command was typed; workers of a cluster run somewhere else."""
-    for section, key in (("data", "root"), ("source", "root"), ("teacher", "model"), ("student", "model"),
-                         ("teacher", "pretrained"), ("student", "pretrained")):  # fmt: skip
+    for section in ("data", "source", "teacher", "student"):
         place = tree.get(section)
-        value = place.get(key) if isinstance(place, dict) else None
-        if not isinstance(value, str) or value.startswith(ASSETS):
-            continue
-        assert isinstance(place, dict)
-        prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
-        path = Path(value.removeprefix(prefix)).expanduser()
-        if key == "root" or prefix or (key == "pretrained" and path.is_file()):
-            place[key] = prefix + str(path.absolute())
+        if isinstance(place, dict):
+            place |= {key: _absolute(f"{section}.{key}", value) for key, value in place.items()}
+    block = tree.get("ablate")
+    materials = block.get("materials") if isinstance(block, dict) else None
+    for keys in materials.values() if isinstance(materials, dict) else ():
+        if isinstance(keys, dict):
+            keys |= {key: _absolute(key, value) for key, value in keys.items()}
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """The value of a dotted key, made absolute where it is a path."""
+    name = key.rpartition(".")[2]
+    if name not in ("root", "model", "pretrained") or not isinstance(value, str) or value.startswith(ASSETS):
+        return value
+    prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
+    path = Path(value.removeprefix(prefix)).expanduser()
+    is_path = name == "root" or prefix or (name == "pretrained" and path.is_file())
+    return prefix + str(path.absolute()) if is_path else value
 
 
 def build(tree: Json, origin: str) -> Study:

@@ -97,10 +97,11 @@ ALLOWED = {
     "across_datasets": "errors planner stats | polars scipy",
     "arms": "errors protocols search_space | polars",
     "fractional": "|",
-    "designs": "arms config errors fractional search_space study_file |",
+    "designs": "arms config errors fractional search_space study_file words |",
     "pairing": "arms comparison sequential | polars",
     "variants": "arms pairing search_space stats words | polars",
     "retuned": "arms config designs pairing search_space study_file words | polars",
+    "document": "markup words | plotly",
     "run": "arms config errors pairing protocols results retuned study_file | polars",
     "reference_rows": "arms config search_space stats study_file words | polars",
     "components": "arms config errors factorial pairing reference_rows stats | polars",
@@ -114,24 +115,28 @@ ALLOWED = {
     "cost_plots": "arms figure reference_rows stats | plotly polars",
     "search_plots": "arms figure protocols search_space | optuna plotly polars",
     "retuned_plots": "figure pairing retuned stats | plotly",
+    "cd_plots": "across_datasets figure | plotly",
+    "joint_report": "across_datasets arms cd_plots designs document errors markup report_figures"
+    " report_tables results retuned run stats tables words | polars",
     "knob_plots": "arms config designs figure search_space stats words | plotly polars",
     "main_effects": "arms config designs errors factorial search_space stats | polars",
     "findings": "arms pairing protocols reference_rows words | polars",
     "report_tables": "arms components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
-    "report_figures": "arms components cost_plots figure findings markup plots reference_rows report_facts"
-    " report_tables run search_plots variants | plotly",
-    "report_ablation": "components config knob_plots main_effects markup report_figures report_tables"
-    " retuned retuned_plots run tables |",
-    "report": "findings markup published published_gap reference_rows report_ablation report_facts"
-    " report_figures report_tables results run tables variants words | plotly",
+    "report_figures": "arms components cost_plots document figure findings markup plots reference_rows"
+    " report_facts report_tables run search_plots variants | plotly",
+    "report_ablation": "components config document knob_plots main_effects markup report_figures"
+    " report_tables retuned retuned_plots run tables |",
+    "report": "document findings markup published published_gap reference_rows report_ablation report_facts"
+    " report_figures report_tables results run tables variants |",
     # top
     "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"
     " protocols search_space study_file | open_clip torch",
     "study_run": "ablation cache cluster config data.datasets errors growth ledger material"
     " optuna_search photographs plan prepare progress protocols provenance ray_train report"
     " results study_file tune weights |",
-    "ablation_run": "ablation_plan cluster config designs ledger plan progress retune starting_point"
+    "ablation_run": "ablation_plan cluster config designs errors joint_report ledger plan progress retune"
+    " starting_point"
     " study_file study_run |",
     # measuring
     "bench_files": "bank data.views photographs | torch torchvision",
@@ -149,15 +154,15 @@ ALLOWED = {
     "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster exits markdown plan"
-    " progress report run study_file study_run |",
+    "cli": "__init__ cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster exits joint_report"
+    " markdown plan progress report run study_file study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
     "arms", "fractional", "designs", "pairing", "variants", "retuned", "run", "reference_rows", "components",
     "published", "published_gap",
     "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "knob_plots",
-    "retuned_plots", "main_effects",
+    "retuned_plots", "cd_plots", "joint_report", "document", "main_effects",
     "findings", "markup", "report_ablation", "report_tables", "report_facts", "report_figures", "report",
     "results",
 )  # fmt: skip
