@@ -19,15 +19,18 @@ VARIES = (
 """What the seeds of an ablation vary, and what they do not."""
 
 
-def describe(study: Study, cells: int, shared: Shared) -> list[tuple[str, str]]:
-    """(what, in words) of a compiled ablation. cells: its distinct arms."""
+def describe(study: Study, cells: int, done: int, shared: Shared) -> list[tuple[str, str]]:
+    """(what, in words) of a compiled ablation. cells: its distinct arms; done: those with a record."""
     block = study.ablate
     assert block is not None
     taken = shared.in_words(cells)
     lines = [
         ("design", _design(study, block)),
         ("factors", "; ".join(f"{key}: {_listed(levels)}" for key, levels in block.factors.items())),
-        ("cells", f"{counted(cells, 'arm')}" + f"; {taken}" * bool(taken)),
+        (
+            "cells",
+            counted(cells, "arm") + f", {done} with a record" * bool(done) + f"; {taken}" * bool(taken),
+        ),
         ("seeds", _seeds(block)),
         ("a seed varies", VARIES),
     ]

@@ -10,15 +10,23 @@ from pathlib import Path
 from comkd_ray import cluster, joint_report, retune
 from comkd_ray.ablation_plan import can_find, describe
 from comkd_ray.config import Study
-from comkd_ray.designs import compile_study, keep_begun, materials_of, run_directory, with_block
+from comkd_ray.designs import (
+    compile_study,
+    keep_begun,
+    materials_of,
+    run_directory,
+    settings,
+    with_block,
+)
 from comkd_ray.errors import UserError
 from comkd_ray.ledger import foretell_shared
 from comkd_ray.plan import count_arms, reach_of
 from comkd_ray.progress import Screen
 from comkd_ray.retune import Tuning, tunings
 from comkd_ray.starting_point import remarks, start_from
-from comkd_ray.study_file import load
+from comkd_ray.study_file import flatten, has_effect, load, resolve
 from comkd_ray.study_run import Outcome, check_run, has_begun, run_study
+from comkd_ray.words import shown
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,8 @@ class Ablation:
     def described(self) -> list[tuple[str, str]]:
         """(what, in words): what is compared, what is there already, and what the seeds can show."""
         shared = foretell_shared(self.compiled, self.run)
-        lines = describe(self.compiled, count_arms(self.compiled), shared)
+        done = len(list((self.run / "records").glob("*.json")))
+        lines = describe(self.compiled, count_arms(self.compiled), done, shared)
         if self.source is not None:
             lines += [("starts with", line) for line in remarks(self.study, self.source)]
         if self.searches:
@@ -68,11 +77,24 @@ def open_ablation(study: Study, origin: str, run: Path, source: Path | None) -> 
     if source is not None:
         started = start_from(started, source, begun)
     compiled = compile_study(started, run.name, origin, confirmed=True)
+    require_effects(compiled, origin)
     check_run(compiled, run, begun is not None)
     assert started.ablate is not None
     budget = started.ablate.retune
     searches = [] if budget is None else tunings(started, run, budget, origin)
     return Ablation(run, origin, started, compiled, searches, source)
+
+
+def require_effects(study: Study, origin: str) -> None:
+    """Refuse a factor whose level changes nothing in any setting: what it belongs to is off. UserError."""
+    assert study.ablate is not None
+    for key, levels in study.ablate.factors.items():
+        flats = (flatten(resolve(study, one).model_dump(mode="json")) for one in settings(study))
+        if not any(has_effect(key, flat) for flat in flats):
+            raise UserError(
+                f"{origin}: ablate.factors: {key}: no setting has the module on that it belongs to, so"
+                f" {', '.join(map(shown, levels))} are all the same"
+            )
 
 
 def run_ablations(

@@ -82,10 +82,24 @@ def ablate(
     outcomes = run_ablations(ablations, lambda: Screen(style), address, verbose)
     for outcome in outcomes:
         tell(outcome, as_json, quiet, "the same command")
+        if not quiet and not as_json:
+            _tell_claims(outcome.run)
     if len(ablations) > 1 and not quiet and not as_json:
         click.echo(f"all {len(ablations)} together: {ablations[0].run.parent / 'report.html'}")
     for outcome in outcomes:
         leave(outcome)
+
+
+def _tell_claims(run: Path) -> None:
+    """Where each claim stands."""
+    if not (run / "results").is_dir():
+        return
+    from comkd_ray.claims import verdicts
+    from comkd_ray.run import read
+
+    found = read(run)
+    for line in verdicts(found.fixed, found.study, found.rule):
+        click.echo(line)
 
 
 def _show_plan(ablation: Any, as_json: bool) -> None:

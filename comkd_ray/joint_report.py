@@ -19,6 +19,7 @@ import polars as pl
 from comkd_ray.across_datasets import Ranks, Scores, rank, scores_of
 from comkd_ray.arms import full_budget
 from comkd_ray.cd_plots import cd_plot
+from comkd_ray.claims import at_values
 from comkd_ray.designs import setting_names, settings
 from comkd_ray.document import Section, document
 from comkd_ray.errors import UserError
@@ -26,7 +27,6 @@ from comkd_ray.markup import Html, join, paragraph, tag
 from comkd_ray.report_figures import figure
 from comkd_ray.report_tables import explained_table, plain_table, titled
 from comkd_ray.results import JOINT, write_atomic
-from comkd_ray.retuned import at_values
 from comkd_ray.run import Run, read
 from comkd_ray.stats import estimate
 from comkd_ray.tables import Table, spread

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 import polars as pl
 
-from comkd_ray.arms import full_budget, is_same, scores_of
+from comkd_ray.arms import full_budget, scores_of
+from comkd_ray.claims import at_values
 from comkd_ray.config import Study
 from comkd_ray.designs import own_values
 from comkd_ray.figure import BLUE, GREY, INK, ORANGE, NoFigure, dress
-from comkd_ray.search_space import Overrides, Scalar
+from comkd_ray.search_space import Scalar
 from comkd_ray.stats import Estimate, estimate
 from comkd_ray.words import shown
 
@@ -53,19 +54,13 @@ def knob_info(arms: pl.DataFrame, study: Study, key: str) -> KnobInfo:
     """The curve of a factor of one_knob. NoFigure for fewer than two values with a score."""
     assert study.ablate is not None
     own, score = own_values(study, study.ablate), scores_of(arms).headline
-    rows = [
-        row for row in full_budget(arms).drop_nulls([score]).iter_rows(named=True) if _alone(row, own, key)
-    ]
-    levels = dict.fromkeys((*study.ablate.factors[key], own[key]))
-    found = [
-        (level, {row["seed"]: float(row[score]) for row in rows if is_same(row[key], level)})
-        for level in levels
-    ]
-    points = [
-        Point(level, values, known)
-        for level, values in found
-        if (known := estimate(list(values.values()))) is not None
-    ]
+    rows = full_budget(arms).drop_nulls([score])
+    points = []
+    for level in dict.fromkeys((*study.ablate.factors[key], own[key])):
+        alone = at_values(rows, own | {key: level})
+        known = estimate(alone[score].to_list())
+        if known is not None:
+            points.append(Point(level, dict(zip(alone["seed"], alone[score], strict=True)), known))
     if len(points) < 2:
         raise NoFigure(f"Fewer than two values of {key} have a score, so there is no curve.")
     numbers = [float(point.value) for point in points if _is_number(point.value)]
@@ -74,11 +69,6 @@ def knob_info(arms: pl.DataFrame, study: Study, key: str) -> KnobInfo:
     best = max(range(len(points)), key=lambda place: points[place].estimate.mean)
     log = is_geometric(sorted(numbers)) if len(numbers) == len(points) else None
     return KnobInfo(key, scores_of(arms).axis(score), points, best, own[key], log)
-
-
-def _alone(row: dict[str, Scalar | None], own: Overrides, key: str) -> bool:
-    """Whether an arm has the study's own values of all other factors."""
-    return all(is_same(row[other], value) for other, value in own.items() if other != key)
 
 
 def _is_number(value: Scalar) -> bool:

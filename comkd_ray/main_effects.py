@@ -6,62 +6,81 @@ fraction only main effects are given: its interactions cannot all be told apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import polars as pl
 
-from comkd_ray.arms import SEED, full_budget, is_same, scores_of
+from comkd_ray.arms import full_budget, scores_of
+from comkd_ray.claims import at_values
 from comkd_ray.config import Study
 from comkd_ray.designs import settings
 from comkd_ray.errors import UserError
 from comkd_ray.factorial import Effect, effects, grid_of
-from comkd_ray.search_space import Overrides
+from comkd_ray.search_space import Scalar
 from comkd_ray.stats import estimate, holm, sign_flip_p, smallest_p
+
+SCORE = "score"
 
 
 def main_effects(arms: pl.DataFrame, study: Study) -> list[Effect]:
     """Effects of a factorial (interactions of two factors, too) or of a fraction; [] for other designs.
 
-    Also [] where no seed has a score in every setting.
+    Also [] where no seed has a score in every setting. A level is compared with its factor's first.
     """
-    block, score = study.ablate, scores_of(arms).headline
+    block = study.ablate
     assert block is not None
-    rows = full_budget(arms).drop_nulls([score])
     if block.design == "factorial":
         try:
-            return effects(grid_of(rows, list(block.factors), score))
+            found = effects(grid_of(_by_place(arms, study), list(block.factors), SCORE))
         except UserError:
             return []
-    return _of_fraction(rows, study, score) if block.design == "fractional" else []
+        return [one._replace(levels=_levels(one, block.factors)) for one in found]
+    return _of_fraction(arms, study) if block.design == "fractional" else []
 
 
-def _of_fraction(rows: pl.DataFrame, study: Study, score: str) -> list[Effect]:
+def _by_place(arms: pl.DataFrame, study: Study) -> pl.DataFrame:
+    """`seed`, `score` and the place of each factor's level: a row for every arm and setting that it is.
+
+    An arm may be several settings, where a factor has no effect under another.
+    """
     assert study.ablate is not None
-    asked, factors = settings(study), study.ablate.factors
-    found = [_by_seed(rows, setting, score) for setting in asked]
-    seeds = sorted(set.intersection(*map(set, found)))
-    if not seeds:
-        return []
-    scores = np.array([[own[seed] for own in found] for seed in seeds])  # [seeds, settings]
-    values = []
-    for key, levels in factors.items():
-        on = np.array([setting[key] == levels[-1] for setting in asked])
-        values.append((scores[:, on].mean(axis=1) - scores[:, ~on].mean(axis=1)).tolist())
-    p_values = [sign_flip_p(own) for own in values]
-    return [
-        Effect((key,), (levels[-1],), known, p, smallest_p(len(seeds)), p_holm)
-        for (key, levels), own, p, p_holm in zip(
-            factors.items(), values, p_values, holm(p_values), strict=True
+    factors, score = study.ablate.factors, scores_of(arms).headline
+    rows = full_budget(arms).drop_nulls([score])
+    parts = [
+        at_values(rows, setting).select(
+            "seed",
+            pl.col(score).alias(SCORE),
+            *(pl.lit(factors[key].index(level)).alias(key) for key, level in setting.items()),
         )
+        for setting in settings(study)
+    ]
+    return pl.concat(parts)
+
+
+def _levels(effect: Effect, factors: Mapping[str, Sequence[Scalar]]) -> tuple[Scalar, ...]:
+    """The levels that an effect's places stand for."""
+    return tuple(factors[key][int(place)] for key, place in zip(effect.factors, effect.levels, strict=True))
+
+
+def _of_fraction(arms: pl.DataFrame, study: Study) -> list[Effect]:
+    """On minus off of each factor, inside each seed that has all settings."""
+    assert study.ablate is not None
+    rows, factors = _by_place(arms, study), study.ablate.factors
+    means = rows.group_by("seed", *factors).agg(pl.col(SCORE).mean())
+    counts = means.group_by("seed").len()
+    whole = counts.filter(pl.col("len") == len(settings(study)))["seed"].sort()
+    if whole.is_empty():
+        return []
+    values = {}
+    for key in factors:
+        sides = means.group_by("seed", key).agg(pl.col(SCORE).mean()).pivot(key, index="seed", values=SCORE)
+        by_seed = {
+            row["seed"]: row["1"] - row["0"] for row in sides.iter_rows(named=True) if row["seed"] in whole
+        }
+        values[key] = [by_seed[seed] for seed in whole]
+    p_values = [sign_flip_p(own) for own in values.values()]
+    return [
+        Effect((key,), (factors[key][-1],), known, p, smallest_p(len(whole)), p_holm)
+        for (key, own), p, p_holm in zip(values.items(), p_values, holm(p_values), strict=True)
         if (known := estimate(own)) is not None
     ]
-
-
-def _by_seed(rows: pl.DataFrame, setting: Overrides, score: str) -> Mapping[int, float]:
-    keys = (*setting, SEED)
-    return {
-        row[SEED]: float(row[score])
-        for row in rows.select(*dict.fromkeys((*keys, score))).iter_rows(named=True)
-        if all(is_same(row[key], value) for key, value in setting.items())
-    }

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import polars as pl
 
-from comkd_ray.arms import full_budget, is_same, scores_of
+from comkd_ray.claims import at_values, claims_of
 from comkd_ray.config import Study
 from comkd_ray.designs import setting_names, settings
-from comkd_ray.pairing import Paired, Rule, differences, family
+from comkd_ray.pairing import Paired, Rule
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import flatten
 from comkd_ray.words import shown
@@ -58,31 +58,17 @@ def side_by_side(arms: pl.DataFrame, study: Study, rule: Rule) -> Retuned | None
     block = study.ablate
     if block is None or not block.retuned:
         return None
-    flat, score = flatten(study.model_dump(mode="json")), scores_of(arms).headline
+    flat = flatten(study.model_dump(mode="json"))
     own = {key: flat[key] for key in tuned_keys(study)}
-    rows = full_budget(arms).drop_nulls([score])
-    kinds = [[at_values(rows, own | one) for one in many] for many in (settings(study), block.retuned)]
+    kinds = [[own | one for one in many] for many in (settings(study), block.retuned)]
+    claims = [{pair.name: pair for pair in claims_of(arms, study, kind, rule)} for kind in kinds]
     names = setting_names(study)
-    claims = []
-    for reference, *others in kinds:
-        pairs = [
-            (name, differences(ours, reference, score)) for name, ours in zip(names[1:], others, strict=True)
-        ]
-        claims.append({pair.name: pair for pair in family(names[0], pairs, rule)})
     changed = [_changed(one, own) for one in block.retuned]
     effects = [
         Effect(name, claims[0].get(name), claims[1].get(name), values)
         for name, values in zip(names[1:], changed[1:], strict=True)
     ]
     return Retuned(names[0], changed[0], effects)
-
-
-def at_values(arms: pl.DataFrame, values: Overrides) -> pl.DataFrame:
-    """Arms that have these values."""
-    kept = [
-        all(is_same(row[key], value) for key, value in values.items()) for row in arms.iter_rows(named=True)
-    ]
-    return arms.filter(pl.Series(kept, dtype=pl.Boolean))
 
 
 def _changed(found: Overrides, own: Overrides) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from comkd_ray.search_space import Overrides, Scalar
 LOCAL_DIR = "local-dir:"
 ASSETS = "assets:"  # a path that starts so lies inside the installed package
 SEARCHABLE = ("student.", "loss.", "train.")
+ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
 TOWER = ("student.model", "student.pretrained", "student.image_size")  # one frozen tower a study
 
 Json = dict[str, Any]
@@ -310,6 +311,13 @@ def resolve(study: Study, overrides: Overrides, origin: str = "arm") -> Study:
         return Study.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise UserError(f"{origin}: {_explain(error)}") from None
+
+
+def has_effect(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a key matters to an arm of these values: the parts of a module that is off do not."""
+    if key.startswith(ATTENTION_ONLY):
+        return bool(values["student.edu_attention"])
+    return bool(values["student.ifalign"]) if ".align_" in key else True
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from comkd_ray import results, study_file
+from comkd_ray.claims import verdicts
 from comkd_ray.comparison import Claim
 from comkd_ray.config import Study
 from comkd_ray.designs import compile_study, settings, until_decided
 from comkd_ray.figure import NoFigure
 from comkd_ray.findings import findings, sentences
+from comkd_ray.jobs import arm_identity
 from comkd_ray.knob_plots import is_geometric, knob_info, knob_plot
 from comkd_ray.main_effects import main_effects
 from comkd_ray.markdown import tables
@@ -148,6 +150,38 @@ def test_a_factorial_without_the_modules_has_its_effects_and_the_2x2_has_them_be
     modules = page(run_of(tmp_path / "c", ablation("factorial", FLAGS)))
     assert "What each component is worth" in modules
     assert "What each factor is worth" not in modules
+
+
+def test_a_factor_without_effect_under_another_still_fills_the_grid(tmp_path: Path) -> None:
+    """Without EduAttention an arm stands for every C: its effect there is zero, and nothing is claimed."""
+    factors = {"student.edu_attention": [False, True], "student.attention_scale": [0.1, 1.0]}
+    one = ablation("factorial", factors)
+    cells, tree = study_file.cells(one), one.model_dump(mode="json")
+    distinct = {arm_identity("", study_file.resolve(one, cell)): cell for cell in cells}
+    assert len(distinct) == 9
+    arms = [fake_run.arm(number, cell, tree=tree) for number, cell in enumerate(distinct.values())]
+    run = read(fake_run.write(tmp_path, arms, tree))
+    scores = {
+        (r["student.edu_attention"], r["student.attention_scale"], r["seed"]): r[SCORE]
+        for r in run.arms.iter_rows(named=True)
+    }
+    found = {effect.factors: effect for effect in main_effects(run.arms, one)}
+    scale = found[("student.attention_scale",)]
+    assert scale.levels == (1.0,)
+    half = [(scores[True, 1.0, seed] - scores[True, 0.1, seed]) / 2 for seed in (1, 2, 3)]
+    assert scale.estimate.mean == pytest.approx(np.mean(half))
+    lines = verdicts(run.arms, one, run.rule)
+    assert [line.split(" minus ")[0] for line in lines] == [
+        "edu_attention: true, attention_scale: 0.1", "edu_attention: true, attention_scale: 1",
+    ]  # fmt: skip
+    assert all("is not decidable" in line for line in lines)
+
+
+def test_levels_are_compared_with_the_first_that_the_design_names(tmp_path: Path) -> None:
+    """Not with the first in the alphabet."""
+    one = ablation("factorial", {"student.ifalign": [True, False], "loss.temperature": [4.0, 2.0]})
+    found = main_effects(run_of(tmp_path, one).arms, one)
+    assert [effect.levels for effect in found] == [(False,), (2.0,), (False, 2.0)]
 
 
 # Claims -----------------------------------------------------------------------------------------

@@ -100,7 +100,8 @@ ALLOWED = {
     "designs": "arms config errors fractional search_space study_file words |",
     "pairing": "arms comparison sequential | polars",
     "variants": "arms pairing search_space stats words | polars",
-    "retuned": "arms config designs pairing search_space study_file words | polars",
+    "claims": "arms config designs pairing search_space study_file words | polars",
+    "retuned": "claims config designs pairing search_space study_file words | polars",
     "document": "markup words | plotly",
     "run": "arms config errors pairing protocols results retuned study_file | polars",
     "reference_rows": "arms config search_space stats study_file words | polars",
@@ -116,10 +117,10 @@ ALLOWED = {
     "search_plots": "arms figure protocols search_space | optuna plotly polars",
     "retuned_plots": "figure pairing retuned stats | plotly",
     "cd_plots": "across_datasets figure | plotly",
-    "joint_report": "across_datasets arms cd_plots designs document errors markup report_figures"
-    " report_tables results retuned run stats tables words | polars",
-    "knob_plots": "arms config designs figure search_space stats words | plotly polars",
-    "main_effects": "arms config designs errors factorial search_space stats | polars",
+    "joint_report": "across_datasets arms cd_plots claims designs document errors markup report_figures"
+    " report_tables results run stats tables words | polars",
+    "knob_plots": "arms claims config designs figure search_space stats words | plotly polars",
+    "main_effects": "arms claims config designs errors factorial search_space stats | polars",
     "findings": "arms pairing protocols reference_rows words | polars",
     "report_tables": "arms components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
@@ -136,8 +137,7 @@ ALLOWED = {
     " optuna_search photographs plan prepare progress protocols provenance ray_train report"
     " results study_file tune weights |",
     "ablation_run": "ablation_plan cluster config designs errors joint_report ledger plan progress retune"
-    " starting_point"
-    " study_file study_run |",
+    " starting_point study_file study_run words |",
     # measuring
     "bench_files": "bank data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
@@ -149,7 +149,7 @@ ALLOWED = {
     " results search_space study_file | torch",
     "exits": "errors |",
     "cli_end": "arms exits |",
-    "cli_ablate": "ablation_run cli_end cluster designs exits plan progress study_file |",
+    "cli_ablate": "ablation_run claims cli_end cluster designs exits plan progress run study_file |",
     "cli_bank": "bank_care cache cluster errors exits progress ray_train study_file |",
     "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
@@ -159,7 +159,8 @@ ALLOWED = {
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "arms", "fractional", "designs", "pairing", "variants", "retuned", "run", "reference_rows", "components",
+    "arms", "fractional", "designs", "pairing", "variants", "claims", "retuned", "run",
+    "reference_rows", "components",
     "published", "published_gap",
     "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "knob_plots",
     "retuned_plots", "cd_plots", "joint_report", "document", "main_effects",

@@ -128,6 +128,8 @@ def test_re_tuning_is_told_with_what_it_takes(tmp_path: Path, world: Path) -> No
         ({}, ["--until-decided", "--max-seeds", "8"], "are 8 already"),
         ({}, ["--set", "ablate.factors.train.lr=[0.1]"], "train.lr: a factor needs two levels"),
         ({"factors": {"train.seed": [1, 2]}}, [], "seeds are no factor"),
+        ({"design": "one_knob", "factors": {"student.attention_scale": [0.1, 1.0]}},
+         ["--set", "student.edu_attention=false"], "no setting has the module on that it belongs to"),
         ({}, ["--retune", "4"], "--retune asks a sampler over search.space"),
         ({}, ["--from", "none"], "--from none: no study.yaml there"),
     ],

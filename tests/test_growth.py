@@ -14,6 +14,7 @@ from comkd_ray.comparison import Claim
 from comkd_ray.config import Study
 from comkd_ray.designs import compile_study, until_decided
 from comkd_ray.growth import wanted_arms
+from comkd_ray.jobs import arm_identity
 from comkd_ray.search_space import Overrides
 from comkd_ray.sequential import decide
 
@@ -88,6 +89,26 @@ def test_where_every_claim_is_decided_no_seed_is_added() -> None:
     records, stages = run(ablation("leave_one_out", 8, 20), lambda cell, _: 80 + cell.count("1"))
     assert len(stages) == 1
     assert len(records) == 3 * 8
+
+
+def test_a_setting_that_is_its_reference_makes_no_claim() -> None:
+    """Without EduAttention C changes nothing: those arms are one, and no seed is spent on them."""
+    factors = {"student.edu_attention": [False, True], "student.attention_scale": [0.1, 1.0]}
+    tree = outer.tree(Path("/world"))
+    del tree["search"]
+    block = {"design": "factorial", "factors": factors, "seeds": 8}
+    one = study_file.build(tree | {"ablate": block}, "x")
+    study = compile_study(until_decided(one, "x", 12), "tiny", "x")
+
+    def identify(cell: Overrides) -> str:
+        return arm_identity("", study_file.resolve(study, cell))
+
+    first = wanted_arms(study, identify, {})
+    assert first is not None
+    assert len(first) == 3 * 8
+    on = {identify(cell) for cell in study_file.cells(study) if cell["student.edu_attention"]}
+    records = {arm: record(arm, 80.0 + (arm in on)) for arm in first}
+    assert wanted_arms(study, identify, records) == first
 
 
 def test_the_last_seed_ends_it() -> None:
