@@ -100,23 +100,26 @@ def require_effects(study: Study, origin: str) -> None:
 def run_ablations(
     ablations: list[Ablation], screens: Callable[[], Screen], address: str | None, verbose: bool
 ) -> list[Outcome]:
-    """Run what is left of each, all in one Ray; how each ended, up to the first that was interrupted.
-
-    Several are joined in a report of their folder.
-    """
+    """Run what is left of each, all in one Ray; how each ended, up to the first that was interrupted."""
     ended: list[Outcome] = []
-    joined = ablations[0].run.parent if len(ablations) > 1 else None
-    if joined is not None:
-        joint_report.announce(joined, [one.run.name for one in ablations])
     several = len(ablations) > 1 or any(one.searches for one in ablations)
     with cluster.connect(address, verbose) if several else contextlib.nullcontext():
         for ablation in ablations:
             ended.append(_run(ablation, screens, address, verbose))
             if ended[-1].interrupted:
                 break
-    if joined is not None and any((one.run / "results").is_dir() for one in ablations):
-        joint_report.build(joined)
     return ended
+
+
+def join_ablations(ablations: list[Ablation]) -> str:
+    """Where the report over all materials is, or why there is none: a line."""
+    runs = [one.run for one in ablations if (one.run / "results").is_dir()]
+    try:
+        if len(runs) < len(ablations):
+            raise UserError(f"{len(runs)} of {len(ablations)} materials have arms")
+        return f"all {len(runs)} together: {joint_report.build(runs, runs[0].parent / 'report.html')}"
+    except UserError as error:
+        return f"no joint report: {error}"
 
 
 def _run(ablation: Ablation, screens: Callable[[], Screen], address: str | None, verbose: bool) -> Outcome:

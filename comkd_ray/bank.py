@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from comkd_ray import bank_store
 from comkd_ray.bank_store import BATCH, Card, Layout
-from comkd_ray.data.pixels import PixelStore, Progress
+from comkd_ray.data.pixels import Pixels, Progress
 from comkd_ray.data.views import center_boxes, render, view_boxes
 from comkd_ray.errors import UserError
 from comkd_ray.study_file import digest
@@ -45,6 +45,8 @@ BFLOAT16 = 0.05  # the same where the tower computes in bfloat16
 Images = NDArray[np.int64]
 Encode = Callable[[Images, int], Tensor]
 """(images, view) -> features `[len(images), D]`, not normalised."""
+Expect = Callable[[Iterable[Images]], None]
+"""Is told which images are encoded next, in this order: `Pixels.expect`."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Bank:
             found = self.shard(0)[view][places]
         else:
             found = self._gather(view, *np.divmod(places, self.card.block))
-        return torch.from_numpy(found).to(device).float()
+        return _sent(found, device).float()
 
     def _gather(self, view: int, shards: Images, inside: Images) -> NDArray[np.float16]:
         """Row by row: the same cost for two shards and for thousands."""
@@ -109,15 +111,19 @@ class Bank:
         return self.maps[number]
 
 
-def pixels_of(
-    store: PixelStore, images: NDArray[np.int64], view: int, size: int, device: torch.device
-) -> Tensor:
+def pixels_of(store: Pixels, images: NDArray[np.int64], view: int, size: int, device: torch.device) -> Tensor:
     """Pixels in 0..1 `[len(images), 3, size, size]` of one view: the same everywhere, for everyone."""
-    raw = torch.from_numpy(store.pixels[images]).to(device)
+    raw, sizes = _sent(store.take(images), device), store.sizes[images]
     if view == CENTER:
-        return render(raw, torch.from_numpy(center_boxes(store.sizes[images])).to(device), None, size)
-    boxes, flips = view_boxes(store.keys[images], store.sizes[images], view)
-    return render(raw, torch.from_numpy(boxes).to(device), torch.from_numpy(flips).to(device), size)
+        return render(raw, _sent(center_boxes(sizes), device), None, size)
+    boxes, flips = view_boxes(store.keys[images], sizes, view)
+    return render(raw, _sent(boxes, device), _sent(flips, device), size)
+
+
+def _sent(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device. A GPU gets it from pinned memory, and nobody waits for what it does before."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def build_bank(
@@ -128,6 +134,7 @@ def build_bank(
     cache: Path,
     progress: Progress,
     of: dict[str, Any] | None = None,
+    expect: Expect = lambda batches: None,
 ) -> Bank:
     """The bank of `identity` (tower, data, size), made with `encode` as far as it is not there yet.
 
@@ -136,7 +143,7 @@ def build_bank(
     the disk is full.
     """
     key = digest(bank_store.FORMAT, *identity, list(views), zlib.crc32(np.ascontiguousarray(rows).tobytes()))
-    build = _Build(cache / "banks" / key, encode, rows, list(views), of or {}, progress)
+    build = _Build(cache / "banks" / key, encode, rows, list(views), of or {}, progress, expect)
     with bank_store.building(build.folder):
         for _ in range(ATTEMPTS):
             made = build.complete()
@@ -174,6 +181,7 @@ class _Build:
     views: list[int]
     of: dict[str, Any]
     progress: Progress
+    expect: Expect
     seconds: float = 0.0
     forwards: int = 0
 
@@ -208,14 +216,15 @@ class _Build:
         part, features = self.layout.part(shard), np.empty(0, np.float16)
         there = sum(len(self.layout.part(other)) for other in bank_store.shards_there(self.folder))
         done, total = there * len(self.views), len(self.rows) * len(self.views)
-        for first in range(part.start, part.stop, BATCH):
-            places = range(first, min(first + BATCH, part.stop))
+        batches = [range(k, min(k + BATCH, part.stop)) for k in range(part.start, part.stop, BATCH)]
+        self.expect(self.rows[places.start : places.stop] for places in batches)
+        for places in batches:
             for slot, view in enumerate(self.views):  # all views of a batch in turn: it is decoded once
                 said = self.ask(places, view)
                 if not features.size:
                     bank_store.check_room(self.folder, self.layout, said.shape[1])
                     features = np.empty((len(self.views), len(part), said.shape[1]), np.float16)
-                features[slot, first - part.start : places.stop - part.start] = said.numpy()
+                features[slot, places.start - part.start : places.stop - part.start] = said.numpy()
                 done += len(places)
                 self.progress("bank", done, total)
         return features

@@ -25,26 +25,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from comkd_ray.bank import CENTER
 from comkd_ray.bench_files import FileViews, Item, Order
-from comkd_ray.cohort import EVAL_BATCH, Knobs, batch_order
+from comkd_ray.cohort import EVAL_BATCH, Knobs, batch_order, seen_scores, test_scores
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.losses import align_loss, kd_loss, normalize, per_arm
 from comkd_ray.material import TunedTeacher, read_card, read_teacher, read_text
-from comkd_ray.metrics import accuracies, predict, scores
+from comkd_ray.metrics import accuracies, predict
 from comkd_ray.models import Clip, autocast, default_device, load_clip
 from comkd_ray.optim import SGD, learning_rate
 from comkd_ray.photographs import Photographs, open_photographs
 from comkd_ray.prepare import view_count
 from comkd_ray.prompts import embed_images
-from comkd_ray.protocols import objective_of, protocol_of
+from comkd_ray.results import Row
 from comkd_ray.stage_one import spoken_by
 from comkd_ray.student import StudentCohort
 from comkd_ray.study_file import load, resolve
@@ -120,12 +118,9 @@ class Published:
         return loss.item()  # the published loop prints it
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Sequence[Tensor]], images: NDArray[np.int64]) -> dict[str, float]:
-        """Scores on validation and test images, the teacher's tower beside it (PAPER 5.4)."""
-        labels, parts = (
-            torch.from_numpy(self.photographs.labels[images]),
-            self.photographs.table.parts[images],
-        )
+    def evaluate(self, batches: Iterable[Sequence[Tensor]], part: int) -> Row:
+        """Scores on the images of a part, validation or test, the teacher's tower beside it (PAPER 5.4)."""
+        labels = torch.from_numpy(self.photographs.labels[self.photographs.part(part)])
         groups, guesses = self.photographs.groups, []
         self.student.eval()
         first = 0
@@ -137,22 +132,8 @@ class Published:
             guesses.append(predict(both, labels[first : first + both.shape[1]], groups))
             first += both.shape[1]
         student, teacher = torch.cat(guesses, dim=1)
-        shares = []
-        for part, target in ((VAL, labels), (VAL, teacher), (TEST, labels)):
-            inside = torch.from_numpy(parts == part)
-            shares.append(accuracies(student[None, inside], target[inside], labels[inside], groups)[0])
-        return self.named(*shares)
-
-    def named(
-        self, truth: tuple[float, ...], agreement: tuple[float, ...], tested: tuple[float, ...]
-    ) -> dict[str, float]:
-        """Percent of each group under the names that the study's protocol gives them."""
-        protocol = protocol_of(self.study)
-        labelled = {"base": 1, "all": len(truth), "none": 0}[protocol.labels]
-        seen = scores((*truth[:labelled], *agreement[labelled:]))
-        row = dict(zip(protocol.validation, seen, strict=True))
-        row |= {f"test_{name}": v for name, v in zip(protocol.scores, scores(tested), strict=True)}
-        return {"objective": row[objective_of(self.study)]} | row
+        truth, agreement = (accuracies(student[None], one, labels, groups)[0] for one in (labels, teacher))
+        return test_scores(self.study, truth) if part == TEST else seen_scores(self.study, truth, agreement)
 
     def moved(self, batch: Sequence[Tensor]) -> dict[int, Tensor]:
         """A batch of the loader on the device, by size."""
@@ -173,21 +154,22 @@ class Published:
 
 
 def train_arm(arm: Published, workers: int) -> dict[str, Any]:
-    """Train to the end; scores of the epoch with the best objective, the first of equals."""
+    """Train to the end; test scores of the epoch with the best objective, the first of equals."""
     study, photographs = arm.study, arm.photographs
-    order, evaluated = Order(), Order()
-    images = photographs.evaluated
-    evaluated.items = [(int(image), CENTER) for image in images]
+    order, val, test = Order(), Order(), Order()
+    val.items, test.items = ([(int(i), CENTER) for i in photographs.part(part)] for part in (VAL, TEST))
     train = arm.loader(order, workers, study.train.batch_size, drop_last=True)
-    evaluation = arm.loader(evaluated, workers, EVAL_BATCH, drop_last=False)
+    validation = arm.loader(val, workers, EVAL_BATCH, drop_last=False)
     best: dict[str, Any] = {"objective": -1.0}
     for epoch in range(1, study.train.epochs + 1):
         order.items = items(study, photographs, epoch)
         rate = learning_rate(epoch, study.train.epochs, study.train.lr, study.train.warmup_lr)
         losses = [arm.step(arm.moved(batch), rate) for batch in train]
-        row = arm.evaluate(evaluation, images)
+        row = arm.evaluate(validation, VAL)
         if row["objective"] > best["objective"]:
-            best = row | {"best_epoch": epoch, "loss": sum(losses) / len(losses)}
+            best, kept = row | {"best_epoch": epoch, "loss": sum(losses) / len(losses)}, arm.student.state(0)
+    arm.student.load_state(0, kept)
+    best |= arm.evaluate(arm.loader(test, workers, EVAL_BATCH, drop_last=False), TEST)
     return best | {"teacher_images": arm.teacher_images}
 
 

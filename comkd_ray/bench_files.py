@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import functional as transforms
 from torchvision.transforms.functional import InterpolationMode
 
 from comkd_ray.bank import CENTER
+from comkd_ray.data.decoding import upright
 from comkd_ray.data.views import view_boxes
 from comkd_ray.photographs import Photographs
 
@@ -34,7 +35,7 @@ class FileViews(Dataset[tuple[Tensor, ...]]):
     def decode(self, image: int) -> Image.Image:
         """The upright photograph."""
         with Image.open(self.folder / self.paths[image]) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
+            return upright(file)
 
     def __getitem__(self, item: Item) -> tuple[Tensor, ...]:
         """Pixels in 0..1 `[3, S, S]`, one tensor a size: RandomResizedCrop and flip, or centre crop."""

@@ -7,7 +7,8 @@ of REPEATS, as what other processes take is no property of the work.
 - a student step, by cohort size: operations against the rate of a large matrix product, bytes that
   the operators read and write against the rate of a large copy (a share above 1: they stayed in caches)
 - the bank: images a second against the teacher's tower alone, its batch ready
-- pixels: views cropped from the store against decoding the JPEG and cropping it, one thread
+- pixels: views cropped from the store, and from squares streamed by as many threads as torch has, against
+  decoding the JPEG and cropping it, one thread
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from comkd_ray.bench_files import FileViews
 from comkd_ray.cohort import Arm, Cohort, Knobs
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TRAIN
+from comkd_ray.data.stream import open_pixels
 from comkd_ray.losses import normalize, per_arm
 from comkd_ray.material import Card, Material
 from comkd_ray.models import Clip, autocast, default_device, load_clip
@@ -126,7 +128,7 @@ def bench_step(study: Study, cache: Path, sizes: Sequence[int] = ARMS) -> dict[s
         "steps": [step.against(limits) for step in steps],
         "epoch": measure_epoch(study, material, steps),
         "bank": measure_bank(study, photographs, teacher),
-        "pixels": measure_pixels(photographs, student.image_size, device),
+        "pixels": measure_pixels(study, photographs, student.image_size, cache, device),
     }
 
 
@@ -261,13 +263,22 @@ def measure_bank(study: Study, photographs: Photographs, teacher: Clip) -> dict[
     return {"images_per_second": rate, "tower_images_per_second": tower, "tower_share": rate / tower}
 
 
-def measure_pixels(photographs: Photographs, size: int, device: torch.device) -> dict[str, float]:
-    """Images a second of cropped views from the store, and from the JPEG files in one thread."""
+def measure_pixels(
+    study: Study, photographs: Photographs, size: int, cache: Path, device: torch.device
+) -> dict[str, float]:
+    """Images a second of cropped views: from the store, streamed, and from the JPEG files in one thread."""
     images = photographs.part(TRAIN)[:DECODED]
-    files = FileViews(photographs, (size,))
+    files, batches = FileViews(photographs, (size,)), np.array_split(images, 4)
+    data = study.data.model_copy(update={"pixels": "stream"})
+    squares = open_pixels(data, photographs.table, cache, lambda *_: None)
 
     def rate(work: Callable[[], object]) -> float:
         return len(images) / seconds_of(work, device)
+
+    def stream() -> None:
+        squares.expect(batches)
+        for batch in batches:
+            pixels_of(squares, batch, 1, size, device)
 
     views = rate(lambda: pixels_of(photographs.store, images, 1, size, device))
     centers = rate(lambda: pixels_of(photographs.store, images, CENTER, size, device))
@@ -276,6 +287,7 @@ def measure_pixels(photographs: Photographs, size: int, device: torch.device) ->
     return {
         "views_per_second": views,
         "centers_per_second": centers,
+        "streamed_views_per_second": rate(stream),
         "jpeg_decodes_per_second": decode,
         "jpeg_views_per_second": cropped,
         "ratio_views_to_jpeg_views": views / cropped,
@@ -303,6 +315,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"bank: {bank['images_per_second']:.0f} images/s, {100 * bank['tower_share']:.0f} % of the tower's"
         f" {bank['tower_images_per_second']:.0f}",
         f"pixels: {pixels['views_per_second']:.0f} views/s from the store,"
+        f" {pixels['streamed_views_per_second']:.0f} streamed by {limits['threads']} threads,"
         f" {pixels['jpeg_views_per_second']:.0f} from JPEG files in one thread"
         f" ({pixels['ratio_views_to_jpeg_views']:.1f} x; decoding alone"
         f" {pixels['jpeg_decodes_per_second']:.0f})",

@@ -33,7 +33,7 @@ import torch
 from comkd_ray import prepare, search_space, study_file
 from comkd_ray.bank import read_bank
 from comkd_ray.bank_care import entries
-from comkd_ray.bench_table import Way, summary
+from comkd_ray.bench_table import Way, grown, summary
 from comkd_ray.config import Halving, Study
 from comkd_ray.errors import UserError
 from comkd_ray.material import read_card, write_card
@@ -71,6 +71,8 @@ def study_of(study: Study, way: str, arms: int) -> Study:
     tree = study.model_dump(mode="json")
     if study.teacher.epochs == 0:
         raise UserError("teacher.epochs: 0: the published loop has a tuned teacher; bench sweep needs one")
+    if study.selection != "strict":
+        raise UserError("selection: bench sweep compares ways that look at test images once, at the end")
     halving = study.search.halving or Halving(eta=2, min_epochs=max(1, study.train.epochs // 3))
     tree["study"] = f"bench-{way}"
     tree["data"]["views"] = "epochs"
@@ -99,17 +101,30 @@ def end_event(stdout: str) -> dict[str, Any]:
     return dict(end)
 
 
-def run_timed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str, float, int]:
-    """Standard output, wall seconds and peak bytes of a process with its descendants."""
-    peak = 0
+@dataclass(frozen=True)
+class Timed:
+    """A process that was run to its end."""
+
+    out: str
+    seconds: float
+    peak: int
+    """Bytes that it held with its descendants, at most."""
+    own_peak: int
+    """Bytes that it held alone, at most."""
+
+
+def run_timed(command: Sequence[str], environment: Mapping[str, str]) -> Timed:
+    """Run a process, and look at its memory meanwhile. UserError where it fails."""
+    peak = own = 0
     start = time.perf_counter()
     process = subprocess.Popen(  # noqa: S603  (our own program)
         command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
     def look() -> None:
-        nonlocal peak
+        nonlocal peak, own
         peak = max(peak, memory_of(process.pid))
+        own = max(own, memory_of(process.pid, alone=True))
 
     try:
         with Watch(look):
@@ -122,7 +137,7 @@ def run_timed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[s
     if process.returncode:
         last = (err.strip() or "it said nothing").splitlines()[-1]
         raise UserError(f"bench: {' '.join(command[1:4])} ended with code {process.returncode}: {last}")
-    return out, spent, peak
+    return Timed(out, spent, peak, own)
 
 
 @dataclass
@@ -157,20 +172,24 @@ class Sweep:
         """The published loop: some arms, each in a process of its own, one after the other."""
         cells = list(search_space.grid(study_of(self.study, way, self.arms).search.space))
         chosen = spread(cells, min(self.baseline_arms, self.arms))
-        loader = json.loads(self.published(way, chosen[-1], {"workers": None})[0])
+        loader = json.loads(self.published(way, chosen[-1], {"workers": None}).out)
         self.say(f"{way}: {loader['workers']} loader workers, {loader['threads']} threads are best here")
         seconds, peak, images, found = 0.0, 0, 0, {}
         for number, cell in enumerate(chosen, 1):
             self.say(f"{way}: arm {number} of {len(chosen)}")
-            out, spent, memory = self.published(way, cell, loader)
-            row = json.loads(out)
-            seconds, peak, images = seconds + spent, max(peak, memory), images + row["teacher_images"]
+            done = self.published(way, cell, loader)
+            row = json.loads(done.out)
+            seconds, peak, images = (
+                seconds + done.seconds,
+                max(peak, done.peak),
+                images + row["teacher_images"],
+            )
             found[name_of(cell)] = (row["objective"], row[protocol_of(self.study).headline])
         scale = self.arms / len(chosen)
         seen = round(images * scale)
         return Way(way, len(chosen), seconds * scale, peak, seen, seen, found, loader)
 
-    def published(self, way: str, cell: Overrides, loader: Mapping[str, Any]) -> tuple[str, float, int]:
+    def published(self, way: str, cell: Overrides, loader: Mapping[str, Any]) -> Timed:
         """One process of the published loop; `workers` None: it only tries loaders."""
         work = {
             "run": str(self.folder / "published"),
@@ -184,22 +203,30 @@ class Sweep:
         path.write_text(json.dumps(work), encoding="utf-8")
         return run_timed([sys.executable, "-m", "comkd_ray.baseline", str(path)], os.environ)
 
-    def tuned(self, way: str) -> Way:
+    def tuned(self, way: str, arms: int | None = None) -> Way:
         """Ours, as a person runs it, with an empty cache but for the tuned teacher."""
-        self.say(f"{way}: {self.arms} arms by comkd-ray tune")
-        study, cache = study_of(self.study, way, self.arms), self.folder / f"cache-{way}"
+        study = study_of(self.study, way, arms or self.arms)
+        name = f"{way}-{arms or self.arms}"
+        self.say(f"{way}: {arms or self.arms} arms by comkd-ray tune")
+        cache, path = self.folder / f"cache-{name}", self.folder / f"{name}.yaml"
         shutil.copytree(self.folder / "cache" / "teachers", cache / "teachers")
-        path = self.folder / f"{way}.yaml"
         study_file.dump(study, path)
         kept = {name: value for name, value in os.environ.items() if name not in CLUSTER}
-        command = tune_command(path, self.folder / "reports")
-        out, seconds, peak = run_timed(command, kept | {"COMKD_CACHE": str(cache)})
-        end_event(out)
-        run = self.folder / "reports" / study.study
+        reports = self.folder / f"reports-{name}"
+        done = run_timed(tune_command(path, reports), kept | {"COMKD_CACHE": str(cache)})
+        end_event(done.out)
+        run = reports / study.study
         records = [record["arm"] for record in read_records(run).values()]
         banked, late = teacher_images(run, cache)
         found = {name_of(row): values_of(row, self.study) for row in records if row["status"] == "complete"}
-        return Way(way, len(records), seconds, peak, banked + late, late, found)
+        return Way(
+            way, len(records), done.seconds, done.peak, banked + late, late, found, driver_bytes=done.own_peak
+        )
+
+    def growth(self, counts: Sequence[int]) -> dict[str, Any]:
+        """Cohorts of few and of many arms: seconds and the driver's memory, by number of arms."""
+        self.prepare()
+        return grown(self.study, {count: self.tuned("cohorts", count) for count in counts})
 
 
 def teacher_images(run: Path, cache: Path) -> tuple[int, int]:

@@ -30,6 +30,8 @@ class Way:
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Arm by its values -> objective and headline test score, in percent; full budget only."""
     loader: dict[str, Any] | None = None
+    driver_bytes: int = 0
+    """Peak of the process that a person started, without its workers."""
 
 
 def seed_deviation(scores: Mapping[str, tuple[float, float]]) -> float | None:
@@ -75,6 +77,38 @@ def told(way: Way, reference: Way, noise: float | None) -> dict[str, Any]:
         "scores": way.scores,
         "loader": way.loader,
     }
+
+
+def grown(study: Study, ways: Mapping[int, Way]) -> dict[str, Any]:
+    """Time and the driver's memory by number of arms, and how they grow from the fewest to the most."""
+    few, many = ways[min(ways)], ways[max(ways)]
+    return {
+        "event": "bench growth",
+        "study": study.study,
+        "arms": sorted(ways),
+        "seconds": {count: way.seconds for count, way in sorted(ways.items())},
+        "driver_bytes": {count: way.driver_bytes for count, way in sorted(ways.items())},
+        "peak_memory_bytes": {count: way.peak_memory_bytes for count, way in sorted(ways.items())},
+        "ratio_arms": max(ways) / min(ways),
+        "ratio_seconds": many.seconds / few.seconds,
+        "ratio_driver_bytes": many.driver_bytes / few.driver_bytes,
+    }
+
+
+def growth_lines(found: Mapping[str, Any]) -> list[str]:
+    """How cost grows with arms, for people."""
+    rows = [
+        f"{count:>6} {found['seconds'][count]:>9.0f} {found['driver_bytes'][count] / 2**30:>12.2f}"
+        f" {found['peak_memory_bytes'][count] / 2**30:>11.2f}"
+        for count in found["arms"]
+    ]
+    return [
+        f"{found['study']}, cohorts, from an empty cache with a tuned teacher",
+        "  arms   seconds   driver GiB   all in GiB",
+        *rows,
+        f"{found['ratio_arms']:g} times the arms: {found['ratio_seconds']:.2f} times the seconds,"
+        f" {found['ratio_driver_bytes']:.2f} times the driver's memory",
+    ]
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

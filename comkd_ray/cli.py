@@ -32,6 +32,7 @@ def main() -> None:
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
       comkd-ray ablate search_spaces/ablation.yaml --set data.root=DIR
       comkd-ray report reports/quickstart             rebuild the HTML from the results
+      comkd-ray report reports/a reports/b            rank methods over several data sets
       comkd-ray teacher ls                            teachers that the cache holds
       comkd-ray data check dtd --root DIR             is a data set on disk the published one?
       comkd-ray bank ls                               teacher banks that the cache holds
@@ -109,21 +110,37 @@ def _show_plan(study: Any, run: Path, resume: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...",
+                type=click.Path(path_type=Path, exists=True, file_okay=False))  # fmt: skip
+@click.option("--into", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Of several runs: the file; by default joint.html beside the first.")  # fmt: skip
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown instead.")
 @plain_errors
-def report(run: Path, markdown: bool) -> None:
-    """Rebuild RUN/report.html from RUN/results, its study.yaml and its provenance.json."""
+def report(runs: tuple[Path, ...], into: Path | None, markdown: bool) -> None:
+    """Rebuild RUN/report.html from RUN/results, its study.yaml and its provenance.json.
+
+    Of several runs on as many data sets: one file that ranks and tests the methods they share.
+    """
+    if len(runs) > 1:
+        _joint_report(runs, into, markdown)
+        return
+    if into is not None:
+        raise click.UsageError("--into names the file of several runs; one run is written to RUN/report.html")
     if markdown:
         from comkd_ray.markdown import tables
         from comkd_ray.run import read
 
-        click.echo(tables(read(run)))
+        click.echo(tables(read(runs[0])))
         return
-    from comkd_ray import joint_report
     from comkd_ray.report import build
 
-    click.echo(joint_report.build(run) if joint_report.is_joint(run) else build(run))
+    click.echo(build(runs[0]))
+
+
+def _joint_report(runs: tuple[Path, ...], into: Path | None, as_markdown: bool) -> None:
+    from comkd_ray.joint_report import build, markdown
+
+    click.echo(markdown(runs) if as_markdown else build(runs, into or runs[0].parent / "joint.html"))
 
 
 main.add_command(ablate)

@@ -66,7 +66,7 @@ def ablate(
 
     quiet_libraries(verbose)
     set_environment(None if dry_run else address)
-    from comkd_ray.ablation_run import open_ablations, run_ablations
+    from comkd_ray.ablation_run import join_ablations, open_ablations, run_ablations
     from comkd_ray.progress import Screen
 
     ablations = open_ablations(loaded, str(study), reports, source)
@@ -84,8 +84,10 @@ def ablate(
         tell(outcome, as_json, quiet, "the same command")
         if not quiet and not as_json:
             _tell_claims(outcome.run)
-    if len(ablations) > 1 and not quiet and not as_json:
-        click.echo(f"all {len(ablations)} together: {ablations[0].run.parent / 'report.html'}")
+    if len(ablations) > 1:
+        joined = join_ablations(ablations)
+        if not quiet and not as_json:
+            click.echo(joined)
     for outcome in outcomes:
         leave(outcome)
 

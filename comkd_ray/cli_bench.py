@@ -22,6 +22,7 @@ def bench() -> None:
     Examples:
       comkd-ray bench sweep                     16 arms in five ways, about 15 minutes on 2 cores
       comkd-ray bench sweep STUDY.yaml --set data.root=DIR --baseline-arms 16
+      comkd-ray bench growth                    16 arms against 64
       comkd-ray bench step --json               steps, bank and pixels against the machine's limits
     """
 
@@ -49,12 +50,28 @@ def sweep(study: Path | None, sets: tuple[str, ...], arms: int, baseline_arms: i
     from comkd_ray.bench_sweep import Sweep
     from comkd_ray.bench_table import lines
 
-    def say(text: str) -> None:
-        click.echo(text, err=True)
+    with tempfile.TemporaryDirectory(prefix="comkd-bench-") as folder:
+        found = Sweep(loaded, arms, baseline_arms, Path(folder), _say).run()
+    _show(found, lines(found), as_json)
+
+
+@bench.command()
+@click.argument("study", required=False, type=click.Path(path_type=Path))
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
+@click.option(
+    "--arms", nargs=2, default=(16, 64), show_default=True, help="Few arms and many, multiples of 8."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@plain_errors
+def growth(study: Path | None, sets: tuple[str, ...], arms: tuple[int, int], as_json: bool) -> None:
+    """Time a search of few arms and one of many: how seconds and the driver's memory grow."""
+    loaded = _load(study, sets)
+    from comkd_ray.bench_sweep import Sweep
+    from comkd_ray.bench_table import growth_lines
 
     with tempfile.TemporaryDirectory(prefix="comkd-bench-") as folder:
-        found = Sweep(loaded, arms, baseline_arms, Path(folder), say).run()
-    _show(found, lines(found), as_json)
+        found = Sweep(loaded, arms[0], 1, Path(folder), _say).growth(arms)
+    _show(found, growth_lines(found), as_json)
 
 
 @bench.command()
@@ -70,6 +87,10 @@ def step(study: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
 
     found = bench_step(loaded, cache_root())
     _show(found, lines(found), as_json)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _show(found: dict[str, Any], told: list[str], as_json: bool) -> None:

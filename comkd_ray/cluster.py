@@ -114,6 +114,13 @@ def trial_slots(compute: Compute) -> int:
     return slots
 
 
+def node_count() -> int:
+    """Nodes of the cluster."""
+    import ray
+
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
 def check_storage(folder: Path) -> None:
     """Every node must see the run directory and the cache. UserError names the node that does not."""
     import ray

@@ -9,7 +9,8 @@ Shapes: A arms, S distinct seeds, B images, M evaluated images, C classes, D joi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +99,7 @@ class Cohort:
         photographs = material.photographs
         self.train_images = photographs.part(TRAIN)
         self.groups = photographs.groups
+        self.selects_on_test = self.arms[0].study.selection == "promptkd"
 
     # -- training ------------------------------------------------------------------------------
 
@@ -114,6 +116,8 @@ class Cohort:
         rates = [learning_rate(epoch, train.epochs, s.train.lr, s.train.warmup_lr) for s in studies]
         lr, knobs = per_arm(rates, self.device), Knobs.of(studies, self.device)
         sums: dict[str, Tensor] = {}
+        size = train.batch_size
+        self._expect(orders[:, k : k + size].ravel() for k in range(0, steps * size, size))
         for step in range(steps):
             batch = orders[:, step * train.batch_size : (step + 1) * train.batch_size]
             terms = self.losses(batch, epoch, place, knobs)
@@ -161,6 +165,11 @@ class Cohort:
             return banks[0].take(slot, batch.ravel(), self.device).unflatten(0, batch.shape)
         return self._embed(batch.ravel(), slot + 1).unflatten(0, batch.shape)
 
+    def _expect(self, batches: Iterable[Images]) -> None:
+        """Images whose pixels are needed next: a stream decodes them meanwhile."""
+        if self.material.student_banks is None or "visual" in self.student.tensors:
+            self.material.photographs.store.expect(batches)
+
     def _embed(self, images: Images, view: int) -> Tensor:
         clip = self.material.student
         pixels = pixels_of(self.material.photographs.store, images, view, clip.image_size, self.device)
@@ -170,39 +179,51 @@ class Cohort:
 
     @torch.no_grad()
     def evaluate(self) -> list[Row]:
-        """Scores of every arm: validation, test, and the one of them that the search sees."""
+        """Scores of every arm that the search may see, and the one of them that it does see.
+
+        Test images are not looked at, but where the selection does that.
+        """
         if not self.arms:
             return []
         photographs = self.material.photographs
-        images = photographs.evaluated
-        labels = torch.from_numpy(photographs.labels[images])
-        predicted = self._predict(images, labels)
-        taught = self._teacher_says(images, labels)
-        val, test = (torch.from_numpy(photographs.table.parts[images] == part) for part in (VAL, TEST))
+        images = photographs.evaluated if self.selects_on_test else photographs.part(VAL)
+        labels, parts = (torch.from_numpy(a[images]) for a in (photographs.labels, photographs.table.parts))
+        predicted, taught = self._predict(self.student, images, labels), self._teacher_says(images, labels)
+        val = parts == VAL
         truth = accuracies(predicted[:, val], labels[val], labels[val], self.groups)
         agreement = accuracies(predicted[:, val], taught[val], labels[val], self.groups)
-        tested = accuracies(predicted[:, test], labels[test], labels[test], self.groups)
-        return [self._scores(*of_arm) for of_arm in zip(truth, agreement, tested, strict=True)]
-
-    def _scores(self, truth: Shares, agreement: Shares, tested: Shares) -> Row:
-        """Named scores of one arm; a strict selection sees the labels that its protocol grants."""
+        tested = accuracies(predicted[:, ~val], labels[~val], labels[~val], self.groups)
         study = self.arms[0].study
-        protocol = protocol_of(study)
-        labelled = {"base": 1, "all": len(truth), "none": 0}[protocol.labels]
-        seen = scores((*truth[:labelled], *agreement[labelled:]))
-        row: Row = {name: _finite(value) for name, value in zip(protocol.validation, seen, strict=True)}
-        row |= {f"test_{name}": v for name, v in zip(protocol.scores, scores(tested), strict=True)}
-        return {"objective": row[objective_of(study)]} | row
+        return [seen_scores(study, *of_arm) for of_arm in zip(truth, agreement, tested, strict=True)]
 
-    def _predict(self, images: Images, labels: Tensor) -> Tensor:
-        """Predicted classes `[A, M]`, each image within its group."""
-        self.student.eval()
+    @torch.no_grad()
+    def test(self, names: Collection[str]) -> None:
+        """Look at the test images once, with each arm's student of its best epoch; its row has the scores."""
+        arms = [arm for arm in self.arms if arm.arm in names and arm.arm in self.best]
+        if not arms or self.selects_on_test:
+            return
+        student = StudentCohort([arm.study for arm in arms], self.material.student, self.material.text)
+        for index, arm in enumerate(arms):
+            student.load_state(index, self.best[arm.arm])
+        start, images = time.perf_counter(), self.material.photographs.part(TEST)
+        labels = torch.from_numpy(self.material.photographs.labels[images])
+        tested = accuracies(self._predict(student, images, labels), labels, labels, self.groups)
+        for arm, shares in zip(arms, tested, strict=True):
+            best = best_row(self.history[arm.arm])
+            assert best is not None
+            best |= test_scores(arm.study, shares)
+            best["seconds"] += (time.perf_counter() - start) / len(arms)
+
+    def _predict(self, student: StudentCohort, images: Images, labels: Tensor) -> Tensor:
+        """Predicted classes `[A, M]` of a student's arms, each image within its group."""
+        student.eval()
         chosen = []
+        self._expect(images[k : k + EVAL_BATCH] for k in range(0, len(images), EVAL_BATCH))
         for first in range(0, len(images), EVAL_BATCH):
             part = slice(first, first + EVAL_BATCH)
-            with autocast(self.device, self.student.precision):
-                raw = self.student.project(self.student.encode(self._eval_inputs(images[part])))
-            logits = self.student.group_logits(normalize(raw.float()), self.groups)
+            with autocast(self.device, student.precision):
+                raw = student.project(student.encode(self._eval_inputs(images[part])))
+            logits = student.group_logits(normalize(raw.float()), self.groups)
             chosen.append(predict(logits.cpu(), labels[part], self.groups))
         return torch.cat(chosen, dim=1)
 
@@ -254,8 +275,7 @@ class Cohort:
         """The arm's row of `arms` at its best epoch by the objective, and its rows of `epochs`."""
         arm = next(one for one in self.arms if one.arm == name)
         rows, clip, card = self.history[name], self.material.student, self.material.card
-        sound = [row for row in rows if row["loss"] is not None]
-        best = max(sound, key=lambda row: (row[OBJECTIVE], -row["epoch"]), default=None)
+        best = best_row(rows)
         trainable = trainable_parameters(arm.study, clip, self.material.text.shape[1])
         steps = len(self.train_images) // arm.study.train.batch_size
         spared = len(rows) * steps * arm.study.train.batch_size
@@ -288,6 +308,33 @@ class Cohort:
         index = torch.tensor(stay, dtype=torch.long, device=self.device)
         self.student.keep(index)
         self.optimizer.keep(self.student.tensors, index)
+
+
+def best_row(rows: Sequence[Row]) -> Row | None:
+    """The epoch that is kept: the highest objective, the first of equals, of those with a finite loss."""
+    sound = [row for row in rows if row["loss"] is not None]
+    return max(sound, key=lambda row: (row[OBJECTIVE], -row["epoch"]), default=None)
+
+
+def seen_scores(study: Study, truth: Shares, agreement: Shares, tested: Shares = ()) -> Row:
+    """What the search may see of one arm, and its `objective`.
+
+    Shares of the groups right and as the teacher on validation images, and right on test images. A strict
+    selection sees the labels that its protocol grants, and no test image.
+    """
+    protocol = protocol_of(study)
+    labelled = {"base": 1, "all": len(truth), "none": 0}[protocol.labels]
+    seen = scores((*truth[:labelled], *agreement[labelled:]))
+    row: Row = {name: _finite(value) for name, value in zip(protocol.validation, seen, strict=True)}
+    if study.selection == "promptkd":
+        row |= test_scores(study, tested)
+    return {OBJECTIVE: row[objective_of(study)]} | row
+
+
+def test_scores(study: Study, shares: Shares) -> Row:
+    """Shares of the groups on test images under the names of the study's protocol."""
+    names = protocol_of(study).scores
+    return {f"test_{name}": value for name, value in zip(names, scores(shares), strict=True)}
 
 
 def _spread(shared: Tensor, place: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from comkd_ray.arms import (
     scores_of,
     searched_keys,
 )
+from comkd_ray.collapse import among
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.factorial import Effect, Grid, Share, effects, grid_of, shapley
@@ -42,6 +43,8 @@ class Components(NamedTuple):
     """Shapley values of the modules, and of prompts where the grid has them off and on."""
     total: Estimate
     """All components on minus all off: the sum of the shares."""
+    flags: tuple[str, ...] = ()
+    """One a flagged arm of the grid (`collapse.py`)."""
 
 
 def components(arms: pl.DataFrame, study: Study | None, enumerated: bool | None) -> Components | None:
@@ -62,7 +65,8 @@ def components(arms: pl.DataFrame, study: Study | None, enumerated: bool | None)
         except UserError:  # no seed has every cell
             continue
         if len(grid.seeds) > 1:
-            return _worth(grid)
+            inside = rows.filter(pl.col("seed").is_in(grid.seeds))
+            return _worth(grid)._replace(flags=among(inside).flags)
     return None
 
 

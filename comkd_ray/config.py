@@ -37,6 +37,11 @@ class Data(Section):
     """Where the published split file is missing, draw a split of our own (6.17); it is not comparable."""
     side: int = Field(256, ge=16, le=1024)
     """Side in pixels of the square that every image is stored as."""
+    pixels: Literal["store", "stream", "auto"] = "auto"
+    """`store`: decoded once, to the cache; `stream`: from their files at every use; the same numbers.
+
+    `auto` stores what takes less than half of the free disk and of the memory, and goes on as it began.
+    """
     shots: int = Field(16, ge=1)
     """Labelled images of each class that the teacher learns from."""
     views: int | Literal["epochs"] = "epochs"
@@ -184,8 +189,11 @@ class Search(Section):
     """`grid`: every cell of the space; `list`: every arm of `first`, in every cell of the space."""
     arms: int | None = Field(None, ge=1)
     """Arms to train; None is right for a grid and a list, which know their own size."""
-    arms_per_trial: int = Field(8, ge=1)
-    """Arms trained in lockstep on one frozen backbone: one Tune trial."""
+    arms_per_trial: int | Literal["auto"] = 8
+    """Arms trained in lockstep on one frozen backbone: one Tune trial.
+
+    `auto`: as many as fit into memory, which is probed once, and keep every slot busy; `memory_probe.py`.
+    """
     startup_arms: int = Field(10, ge=0)
     """Arms drawn at random before TPE models the space."""
     seed: int = Field(0, ge=0, lt=SEEDS)
@@ -194,6 +202,12 @@ class Search(Section):
     """Named arms, as overrides: trained before tpe or random is asked, or the arms of a list."""
     space: dict[str, Dimension] = Field(default_factory=dict)
     """What is searched; may be left out only for a list."""
+
+    @model_validator(mode="after")
+    def _arms_in_a_cohort(self) -> Search:
+        if self.arms_per_trial != "auto" and self.arms_per_trial < 1:
+            raise ValueError("arms_per_trial must be at least 1, or 'auto'")
+        return self
 
     @property
     def is_asked(self) -> bool:
@@ -219,8 +233,10 @@ class Ablate(Section):
     """Values of train.seed that every setting is trained with; n is 1 to n."""
     materials: dict[str, dict[str, Scalar | None]] = Field(default_factory=dict)
     """Name to the keys that differ from the file's: another data set, another draw of the shots, another
-    teacher. Each is an ablation of its own, and one report joins them. Empty: the file's own alone.
+    teacher. Each is an ablation of its own. Empty: the file's own alone.
     """
+    material: str | None = None
+    """Set in the run directory of one of them: which."""
     max_seeds: int | None = Field(None, ge=2)
     """Set by `--until-decided`: claims that are open after `seeds` get more, up to so many."""
     start: str | None = None

@@ -14,6 +14,7 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from comkd_ray.arms import METHODS, Method, full_budget, has_modules, method_of, scores_of, searched_keys
+from comkd_ray.collapse import FLAG, flagged
 from comkd_ray.figure import (
     BLUE,
     GREY,
@@ -24,6 +25,7 @@ from comkd_ray.figure import (
     NoFigure,
     dress,
     hover,
+    rings,
     style,
     symbols,
 )
@@ -39,6 +41,8 @@ class Point(NamedTuple):
     total: int | None
     score: float
     method: Method | None
+    mark: str = ""
+    """Flag of the arm, or empty (`collapse.py`)."""
 
 
 class SizeInfo(NamedTuple):
@@ -68,8 +72,9 @@ def size_info(arms: pl.DataFrame) -> SizeInfo:
             row["total_parameters"],
             row[score],
             method_of(row) if flags else None,
+            row[FLAG],
         )
-        for row in rows.iter_rows(named=True)
+        for row in flagged(rows).iter_rows(named=True)
     ]
     first = rows.row(0, named=True)
     tower = min(point.total - point.trainable for point in points)  # type: ignore[operator]
@@ -112,6 +117,13 @@ def size_plot(info: SizeInfo) -> go.Figure:
         )
         for trace in _points(info, field, seen):
             figure.add_trace(trace, row=row, col=1)
+        marked = [point for point in info.arms if point.mark and getattr(point, field)]
+        for ring in rings(
+            [getattr(point, field) for point in marked],
+            [point.score for point in marked],
+            [point.mark for point in marked],
+        ):
+            figure.add_trace(ring.update(showlegend=row == 1), row=row, col=1)
     dress(figure, 620)
     figure.update_yaxes(title_text=info.axis)
     figure.update_xaxes(title_text="trainable_parameters", rangemode="tozero", row=1, col=1)

@@ -84,7 +84,7 @@ def materials_of(study: Study, origin: str) -> dict[str, Study]:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
                 hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(MATERIAL_KEYS)}*"
                 raise UserError(f"{where}: {key}: no key that a material sets; {hint}")
-        own = resolve(with_block(study, materials={}), keys, where)  # type: ignore[arg-type]
+        own = resolve(with_block(study, materials={}, material=name), keys, where)  # type: ignore[arg-type]
         found[name] = build(own.model_dump(mode="json") | {"study": name}, where)
     return found
 

@@ -1,7 +1,4 @@
-"""The frame of every report: one offline HTML file with its style, its scripts and its navigation.
-
-The file carries its own plotly.js, and its content policy forbids every request.
-"""
+"""A report as one HTML document: with its own plotly.js, and a policy that forbids requests."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ Section = tuple[str, str, Html]
 """Identifier, title, content."""
 
 
-def document(name: str, note: Html, sections: Sequence[Section]) -> str:
-    """A whole page. note: what stands below the title; the first section has no heading of its own."""
+def document(name: str, head: Html, sections: Sequence[Section]) -> str:
+    """The whole document. The first section stands right under `head`, without a title of its own."""
     links = [tag("a", title, href=f"#{ident}") for ident, title, _ in sections]
     body = [tag("section", tag("h2", title), content, id=ident) for ident, title, content in sections[1:]]
-    head = tag("header", tag("h1", name), note, tag("nav", join(links, " ")))
     first = tag("section", sections[0][2], id=sections[0][0])
+    header = tag("header", head, tag("nav", join(links, " ")))
     return join(
         [
             Html("<!doctype html>"),
@@ -37,7 +34,7 @@ def document(name: str, note: Html, sections: Sequence[Section]) -> str:
             tag("style", Html(_shipped("report.css"))),
             tag("script", Html(get_plotlyjs())),
             Html("</head>"),
-            tag("body", head, tag("main", first, *body), tag("script", Html(_shipped("report.js")))),
+            tag("body", header, tag("main", first, *body), tag("script", Html(_shipped("report.js")))),
             Html("</html>\n"),
         ]
     )

@@ -9,11 +9,12 @@ wherever a hue carries meaning, a symbol or a dash repeats it.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 
 from comkd_ray.arms import Method, Row
+from comkd_ray.collapse import AT_ONCE, COLLAPSED, FLAG
 from comkd_ray.words import shown
 
 INK, MUTED, GRID, PAPER = "var(--ink)", "var(--muted)", "var(--grid)", "var(--paper)"
@@ -73,12 +74,13 @@ def dress(figure: go.Figure, height: int) -> go.Figure:
 
 
 def hover(row: Row, keys: Iterable[str]) -> str:
-    """What an arm is, for the box under the pointer: its name and the values it searched.
+    """What an arm is, for the box under the pointer: its name, its flag and the values it searched.
 
     Escaped, because plotly.js reads `<b>` and `<a>` in its texts.
     """
     active = [key for key in keys if key in (row["searched"] or ())]
-    lines = [f"arm {row['arm']} (number {row['number']}, {row['status']})"]
+    what = ", ".join(filter(None, (row["status"], row.get(FLAG))))
+    lines = [f"arm {row['arm']} (number {row['number']}, {what})"]
     lines += [f"{key}: {shown(row[key])}" for key in active]
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 
@@ -87,3 +89,27 @@ def symbols(statuses: Iterable[str]) -> list[str]:
     """Marker symbols for complete, pruned and failed arms."""
     known = {"complete": "circle", "pruned": "circle-open", "failed": "x"}
     return [known.get(status, "circle-open") for status in statuses]
+
+
+def rings(x: Sequence[float], y: Sequence[float | None], marks: Sequence[str]) -> list[go.Scatter]:
+    """A red ring around every point whose mark is a flag of `collapse.py`, one trace a flag.
+
+    That of a collapsed arm is the wider one.
+    """
+    found = []
+    for name, width in ((COLLAPSED, 3.0), (AT_ONCE, 1.5)):
+        places = [place for place, mark in enumerate(marks) if mark == name]
+        if places:
+            ring = {"color": RED, "symbol": "circle-open", "size": 16, "line": {"width": width, "color": RED}}
+            found.append(
+                go.Scatter(
+                    x=[x[place] for place in places],
+                    y=[y[place] for place in places],
+                    mode="markers",
+                    marker=ring,
+                    name=name,
+                    legendgroup=name,
+                    hoverinfo="skip",
+                )
+            )
+    return found

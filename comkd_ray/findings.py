@@ -27,6 +27,7 @@ from comkd_ray.arms import (
     scores_of,
     searched_keys,
 )
+from comkd_ray.collapse import AT_ONCE, COLLAPSED, FLAG, flagged
 from comkd_ray.pairing import FIXED, Paired, Rule, is_seeded_grid, paired_by_seed
 from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.reference_rows import REFERENCES
@@ -67,6 +68,8 @@ class Findings(NamedTuple):
     paired: list[Paired]
     """By seed, where the study is a grid or a list with seeds; else []."""
     seed_searched: bool
+    flagged: dict[str, list[Row]]
+    """Arms of each flag of `collapse.py`, in the order of `number`; flags without an arm are left out."""
 
 
 def findings(arms: pl.DataFrame, enumerated: bool | None = None, rule: Rule = FIXED) -> Findings:
@@ -90,7 +93,14 @@ def findings(arms: pl.DataFrame, enumerated: bool | None = None, rule: Rule = FI
         off_arms=len(full_budget(off)),
         paired=paired_by_seed(arms, scores.headline, rule) if is_seeded_grid(arms, enumerated) else [],
         seed_searched=SEED in searched_keys(arms),
+        flagged=_flagged(arms),
     )
+
+
+def _flagged(arms: pl.DataFrame) -> dict[str, list[Row]]:
+    rows = flagged(arms).sort("number", "arm")
+    found = {name: rows.filter(pl.col(FLAG) == name) for name in (COLLAPSED, AT_ONCE)}
+    return {name: list(some.iter_rows(named=True)) for name, some in found.items() if len(some)}
 
 
 def _compared(scores: Scores, best: Row, off: Row | None, baseline: str) -> list[Compared]:
@@ -113,6 +123,7 @@ def sentences(found: Findings) -> list[str]:
     return [
         _result(found, found.best),
         _choice(found, found.best),
+        *_flags(found, found.best),
         *_modules(found, found.best),
     ]
 
@@ -161,6 +172,28 @@ def _choice(found: Findings, best: Row) -> str:
     return f"It was chosen among {found.full} full-budget arms {seen} {warned}"
 
 
+NAMES = 6
+"""Flagged arms that a sentence names; a table below it lists all."""
+
+
+def _flags(found: Findings, best: Row) -> list[str]:
+    """How many arms collapsed or peaked at once, which, and what becomes of them."""
+    parts = []
+    for name, rows in found.flagged.items():
+        named = ", ".join(f"{row['arm']} (number {row['number']})" for row in rows[:NAMES])
+        more = f" and {len(rows) - NAMES} more" * (len(rows) > NAMES)
+        parts.append(f"{len(rows)} of {counted(found.full, 'full-budget arm')} {name}: {named}{more}.")
+    if not parts:
+        return []
+    of_arm = {row["arm"]: name for name, rows in found.flagged.items() for row in rows}
+    own = of_arm.get(best["arm"])
+    parts += [f"The best arm itself {own}."] * (own is not None)
+    one = sum(map(len, found.flagged.values())) == 1
+    words = "It is in every mean and test" if one else "They are in every mean and test"
+    parts.append(f"{words}; tables say where, and what each mean is without {'it' if one else 'them'}.")
+    return [" ".join(parts)]
+
+
 def _modules(found: Findings, best: Row) -> list[str]:
     """What may be said about IFAlign and EduAttention."""
     baseline = METHODS[found.baseline]
@@ -188,7 +221,8 @@ def _modules(found: Findings, best: Row) -> list[str]:
 
 def _paired_sentence(pair: Paired) -> str:
     found, n, mean = pair.found, pair.found.n, pair.found.estimate
-    text = f"{pair.name[0].upper()}{pair.name[1:]} minus {pair.baseline}, paired by seed (n = {n}): "
+    held = f", with {pair.told}" * bool(pair.flags)
+    text = f"{pair.name[0].upper()}{pair.name[1:]} minus {pair.baseline}, paired by seed (n = {n}{held}): "
     text += f"{signed(mean.mean if mean else None, 2)} points"
     if mean is None or mean.low is None:
         return f"{text}. One pair has no spread: not decidable."

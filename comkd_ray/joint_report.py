@@ -1,202 +1,200 @@
-"""One page over the runs of an ablation on several materials: data sets, draws of the shots, teachers.
+"""One HTML file about several runs: methods that all have, ranked and tested over their data sets.
 
-    reports/<name>/joint.json               which runs belong together
-    reports/<name>/<material>/report.html   each material's own report
-    reports/<name>/report.html              this one
+    from comkd_ray import joint_report; joint_report.build([Path("reports/a"), Path("reports/b")], target)
 
-A material counts once: its seeds are averaged first. Settings are compared at the fixed knobs of each.
+Offline like `report.py`, and made from the same files of every run.
 """
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
 
-import polars as pl
-
-from comkd_ray.across_datasets import Ranks, Scores, rank, scores_of
-from comkd_ray.arms import full_budget
-from comkd_ray.cd_plots import cd_plot
-from comkd_ray.claims import at_values
-from comkd_ray.designs import setting_names, settings
-from comkd_ray.document import Section, document
-from comkd_ray.errors import UserError
+from comkd_ray.across_datasets import Pair
+from comkd_ray.collapse import tally
+from comkd_ray.document import document
+from comkd_ray.joint import Cell, Joint, join_runs
+from comkd_ray.markdown import as_markdown
 from comkd_ray.markup import Html, join, paragraph, tag
+from comkd_ray.planner import LEVEL, fewest_seeds, smallest_p_holm
+from comkd_ray.rank_plot import rank_info, rank_plot
 from comkd_ray.report_figures import figure
 from comkd_ray.report_tables import explained_table, plain_table, titled
-from comkd_ray.results import JOINT, write_atomic
-from comkd_ray.run import Run, read
-from comkd_ray.stats import estimate
-from comkd_ray.tables import Table, spread
-from comkd_ray.words import counted, signed
+from comkd_ray.results import write_atomic
+from comkd_ray.run import read
+from comkd_ray.tables import FLAG_NOTE, Table, spread
+from comkd_ray.words import DASH, counted, plain, signed
 
 
-class Joined(NamedTuple):
-    """The runs that have arms, and the scores of settings that all of them have."""
-
-    runs: dict[str, Run]
-    """By material."""
-    names: list[str]
-    """Of the settings, the reference first."""
-    rows: pl.DataFrame
-    """`material`, `setting`, `score` (percent): one row an arm."""
-    missing: list[str]
-    """Materials without a score yet."""
-
-
-def announce(folder: Path, materials: Sequence[str]) -> None:
-    """Name the runs that belong together, before any of them begins."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / JOINT, json.dumps({"materials": list(materials)}, indent=1).encode())
-
-
-def is_joint(folder: Path) -> bool:
-    """Whether a folder holds runs that are reported together."""
-    return (folder / JOINT).is_file()
-
-
-def build(folder: Path) -> Path:
-    """Write `folder`/report.html from the runs in it; its path. UserError without any arm."""
-    target = folder / "report.html"
-    write_atomic(target, page(folder.name, read_runs(folder)).encode())
+def build(folders: Sequence[Path], target: Path) -> Path:
+    """Write the joint report of run directories to `target`. UserError where they do not belong together."""
+    write_atomic(target, page(join_runs([read(folder) for folder in folders])).encode())
     return target
 
 
-def read_runs(folder: Path) -> Joined:
-    """The runs that joint.json names. UserError where none has arms, or where they do not belong together."""
-    try:
-        names = list(json.loads((folder / JOINT).read_text(encoding="utf-8"))["materials"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / JOINT}: missing or damaged; the same ablation makes it again") from None
-    runs: dict[str, Run] = {}
-    for name in names:
-        if (folder / name / "results").is_dir():
-            runs[name] = read(folder / name)
-    if not runs:
-        raise UserError(f"{folder}: none of {', '.join(names)} has arms yet; run `comkd-ray ablate` first")
-    kinds = {run.scores for run in runs.values()}
-    called = {tuple(setting_names(run.study)) for run in runs.values() if run.study is not None}
-    if len(kinds) > 1 or len(called) != 1:
-        raise UserError(
-            f"{folder}: its runs differ in protocol, selection or settings, so nothing joins them"
-        )
-    rows = pl.concat([_rows(name, run) for name, run in runs.items()])
-    found = set(rows["material"])
-    return Joined(runs, list(*called), rows, [name for name in names if name not in found])
+def markdown(folders: Sequence[Path]) -> str:
+    """The joint report's tables as Markdown."""
+    joint = join_runs([read(folder) for folder in folders])
+    tables = [as_markdown(score_table(joint)), as_markdown(pair_table(joint))]
+    return "\n\n".join([*sentences(joint), tables[0], *score_notes(joint), tables[1], PAIR_NOTE])
 
 
-def _rows(material: str, run: Run) -> pl.DataFrame:
-    """Scores of every setting at fixed knobs, one row a full-budget arm."""
-    assert run.study is not None
-    score = run.scores.headline
-    arms = full_budget(run.fixed).drop_nulls([score])
-    parts = [
-        at_values(arms, setting).select(
-            pl.lit(material).alias("material"), pl.lit(name).alias("setting"), pl.col(score).alias("score")
-        )
-        for name, setting in zip(setting_names(run.study), settings(run.study), strict=True)
-    ]
-    return pl.concat(parts)
-
-
-def complete_scores(joined: Joined) -> Scores | None:
-    """Materials that have every setting; None for fewer than two of them."""
-    filled = joined.rows.group_by("material").agg(pl.col("setting").n_unique())
-    whole = filled.filter(pl.col("setting") == len(joined.names))["material"]
-    if len(whole) < 2:
-        return None
-    return scores_of(
-        joined.rows.filter(pl.col("material").is_in(whole.implode())), "material", "setting", "score"
-    )
-
-
-def page(name: str, joined: Joined) -> str:
+def page(joint: Joint) -> str:
     """The whole document."""
-    run = next(iter(joined.runs.values()))
-    kind = paragraph(f"comkd-ray ablation over {counted(len(joined.runs), 'material')}", class_="kind")
-    return document(name, kind, [_result(joined, run), *_ranks(joined), _sources(joined)])
-
-
-def _result(joined: Joined, run: Run) -> Section:
-    content = [
-        paragraph(line, class_="notice")
-        for line in [run.scores.warning, *(f"{name} has no score yet." for name in joined.missing)]
-        if line
+    warning = joint.scores.warning
+    drawn = figure("ranks", lambda: rank_plot(rank_info(joint.ranks)), DIAGRAM_NOTE, warning, columns=7)
+    notes = [paragraph(line, class_="caution") for line in score_notes(joint)]
+    sections = [
+        ("result", "Result", join([_notice(joint), *_lead(joint), drawn])),
+        (
+            "scores",
+            "Scores",
+            join(
+                [titled("Mean over seeds by data set", joint.scores), plain_table(score_table(joint)), *notes]
+            ),
+        ),
+        (
+            "pairs",
+            "Pairs of methods",
+            join([plain_table(pair_table(joint)), paragraph(PAIR_NOTE, class_="caution")]),
+        ),
+        ("runs", "Runs", _runs(joint)),
     ]
-    shown = plain_table(scores_table(joined))
-    note = (
-        "Mean \u00b1 sd (ddof = 1) over the seeds of each material, full-budget arms at fixed knobs. What "
-        "seeds vary is the student's start and the order of images; what materials vary stands below."
-    )
-    content += [titled(f"{run.scores.name} (%)", run.scores), shown, paragraph(note, class_="caution")]
-    return "result", "Result", join(content)
+    names = ", ".join(joint.runs)
+    title = f"{counted(len(joint.ranks.methods), 'method')}, {counted(len(joint.runs), 'data set')}"
+    head = join([tag("h1", title), paragraph(f"comkd-ray, several runs: {names}", class_="kind")])
+    return document(title, head, sections)
 
 
-def scores_table(joined: Joined) -> Table:
-    """Materials by settings, and each setting's mean difference to the first."""
-    lines = []
-    for material in joined.runs:
-        own = joined.rows.filter(pl.col("material") == material)
-        values = [own.filter(pl.col("setting") == name)["score"].to_list() for name in joined.names]
-        lines.append([material, *(spread(estimate(one)) for one in values)])
-    found = complete_scores(joined)
-    if found is not None:
-        means = found.values.mean(axis=0)
-        places = [found.methods.index(name) for name in joined.names]
-        first = means[places[0]]
-        gaps = [f"{means[place]:.2f} ({signed(float(means[place] - first), 2)})" for place in places]
-        lines.append([f"mean of {counted(len(found.datasets), 'material')} (minus the first)", *gaps])
-    return Table(["material", *joined.names], lines)
+DIAGRAM_NOTE = (
+    "Dots on the axis are the methods' average ranks. A bar joins a largest group in which no pair differs "
+    "(Wilcoxon, Holm), with a dot at each member; methods that no bar joins do differ. A bar is no proof "
+    "that its methods are equal."
+)
+PAIR_NOTE = (
+    "Points: the first minus the second in means over seeds, averaged over data sets. p is Wilcoxon's exact "
+    "signed-rank test, two-sided; \u201csmallest p\u201d is 2 / 2\u207f over n data sets, the least that any "
+    f"outcome can reach before Holm. Pairs differ where p (Holm, over all pairs) is below {LEVEL:g}."
+)
 
 
-def _ranks(joined: Joined) -> list[Section]:
-    """Average ranks and tests over materials."""
-    found = complete_scores(joined)
-    if found is None or len(joined.names) < 2:
-        return []
-    ranks = rank(found)
-    drawn = figure(
-        "ranks",
-        lambda: cd_plot(ranks),
-        "Average rank of each setting over the materials. A bar joins settings of which no pair differs by "
-        "Wilcoxon's signed-rank test with Holm's correction.",
-    )
-    lines = [paragraph(line, class_="caution") for line in ranks_notes(ranks)]
-    pairs = plain_table(pairs_table(ranks))
-    return [("ranks", "Ranks", join([drawn, tag("h3", "Pairs of settings"), pairs, *lines]))]
+def sentences(joint: Joint) -> list[str]:
+    """What was found, and what this number of data sets could find at all."""
+    ranks = joint.ranks
+    best = f"{ranks.methods[0]} has the best average rank, {ranks.average_ranks[0]:.2f} of "
+    best += f"{len(ranks.methods)}, over {counted(ranks.datasets, 'data set')}"
+    differ = sum(pair.p_holm < LEVEL for pair in ranks.pairs)
+    verb = "differs" if differ == 1 else "differ"
+    best += f"; {differ} of {counted(len(ranks.pairs), 'pair')} of methods {verb}."
+    told = _told(joint, ranks.methods)
+    arms = sum(cell.estimate.n for cell in joint.cells.values())
+    flags = f"Of {arms} full-budget arms {told}; they are in every mean, rank and test." if told else ""
+    return [line for line in (best, flags, _friedman(joint), _reach(joint)) if line]
 
 
-def pairs_table(ranks: Ranks) -> Table:
-    """Wilcoxon's test of every pair over the materials."""
-    rows = [
-        [
-            f"{pair.first} minus {pair.second}",
-            signed(pair.mean_difference, 2),
-            f"{pair.wins} of {ranks.datasets}",
-            *(f"{p:.3g}" for p in (pair.p, ranks.smallest_p, pair.p_holm)),
-        ]
-        for pair in ranks.pairs
+def _friedman(joint: Joint) -> str:
+    """Whether the methods differ at all."""
+    found = joint.ranks.friedman
+    if found is None:
+        return "Friedman's test takes three methods and two data sets."
+    words = "the methods differ" if found[1] < LEVEL else "not decidable whether the methods differ at all"
+    return f"Friedman's test over the ranks: chi-squared {found[0]:.2f}, p = {found[1]:.3g}: {words}."
+
+
+def _reach(joint: Joint) -> str:
+    """What n data sets can reach, before and after Holm."""
+    n, pairs = joint.ranks.datasets, len(joint.ranks.pairs)
+    after = smallest_p_holm(n, pairs)
+    words = f"With {counted(n, 'data set')} the smallest p of a pair is {joint.ranks.smallest_p:.3g} before "
+    words += f"Holm and {after:.3g} after it, over {counted(pairs, 'pair')}"
+    if after < LEVEL:
+        return f"{words}."
+    words += ": no pair can be told apart here, whatever the scores; "
+    return f"{words}{fewest_seeds(pairs)} data sets could."
+
+
+def score_table(joint: Joint) -> Table:
+    """Methods in the order of their ranks by data set, then what they are read against."""
+    usual = Counter(cell.estimate.n for cell in joint.cells.values()).most_common(1)[0][0]
+    names, rows = list(joint.runs), []
+    for method, rank in zip(joint.ranks.methods, joint.ranks.average_ranks, strict=True):
+        cells = [joint.cells[name, method] for name in names]
+        mean = fmean(cell.estimate.mean for cell in cells)
+        rows.append([method, *(_cell(cell, usual) for cell in cells), plain(mean, 2), f"{rank:.2f}"])
+    for name, scores in joint.references.items():
+        known = [score for score in scores if score is not None]
+        over_all = fmean(known) if len(known) == len(scores) else None
+        rows.append([name, *(plain(score, 2) for score in scores), plain(over_all, 2), DASH])
+    return Table([f"{joint.scores.name} (%)", *names, "mean", "average rank"], rows)
+
+
+def _told(joint: Joint, methods: Sequence[str]) -> str:
+    """`2 collapsed (dtd, eurosat)`: flagged arms of some methods; empty where there is none."""
+    cells = [(name, joint.cells[name, method].flagged.flags) for name in joint.runs for method in methods]
+    named = dict.fromkeys(name for name, flags in cells if flags)
+    return f"{tally(flag for _, flags in cells for flag in flags)} ({', '.join(named)})" if named else ""
+
+
+def _cell(cell: Cell, usual: int) -> str:
+    """Mean and sd, with n where it is not the usual one; with flagged arms their count, and it without."""
+    words, n, flagged = spread(cell.estimate), cell.estimate.n, cell.flagged
+    if not flagged.flags:
+        return words if n == usual else f"{words} (n = {n})"
+    others = plain(flagged.others.mean if flagged.others else None, 2)
+    return f"{words} (n = {n}, {tally(flagged.flags)}; without {others})"
+
+
+def score_notes(joint: Joint) -> list[str]:
+    """How the scores were made, and what sets the runs apart, a line each."""
+    usual = Counter(cell.estimate.n for cell in joint.cells.values()).most_common(1)[0][0]
+    lines = [
+        f"Mean \u00b1 sd (ddof = 1) over seeds of full-budget arms, n = {usual} unless a cell says so. "
+        "Ranks and tests take one number a data set: that mean. Zero-shot and the teacher are not ranked."
     ]
-    return Table(["pair, points", "mean", "wins", "Wilcoxon p", "smallest p", "p (Holm)"], rows)
+    if any(cell.flagged.flags for cell in joint.cells.values()):
+        lines.append(FLAG_NOTE)
+    if joint.differing:
+        lines.append(f"Not the same in all runs: {'; '.join(joint.differing)}.")
+    if joint.left_out:
+        lines.append(f"Left out, as not every run has them: {', '.join(joint.left_out)}.")
+    return lines
 
 
-def ranks_notes(ranks: Ranks) -> list[str]:
-    """How the tests are to be read."""
-    asked = (
-        "" if ranks.friedman is None else f"Friedman's test of all settings: p = {ranks.friedman[1]:.3g}. "
-    )
-    return [
-        f"{asked}A material counts once. With {counted(ranks.datasets, 'material')} no pair can have a p "
-        f"below {ranks.smallest_p:.3g}. The tests take materials for independent: data sets are, draws of "
-        "one data set and teachers of one pair are only in what they draw."
-    ]
+def pair_table(joint: Joint) -> Table:
+    """Every pair of methods, the better rank first."""
+    ranks = joint.ranks
+    head = ["first over second", "points", "data sets won", "Wilcoxon p", "smallest p", "p (Holm)"]
+    return Table([*head, "verdict"], [_pair(pair, joint) for pair in ranks.pairs])
 
 
-def _sources(joined: Joined) -> Section:
-    parts: list[Html] = []
-    for name, run in joined.runs.items():
-        link = tag("a", "its own report", href=f"{name}/report.html")
-        parts += [tag("h3", name), paragraph(link), explained_table(run.explained())]
-    return "materials", "Materials", join(parts)
+def _pair(pair: Pair, joint: Joint) -> list[str]:
+    """Flagged arms of either method stand beside the verdict: they took part in it."""
+    datasets, pairs = joint.ranks.datasets, len(joint.ranks.pairs)
+    numbers = [f"{p:.3g}" for p in (pair.p, smallest_p_holm(datasets, 1), pair.p_holm)]
+    verdict = "they differ" if pair.p_holm < LEVEL else "not decidable"
+    if smallest_p_holm(datasets, pairs) >= LEVEL:
+        verdict += f" with n = {datasets}"
+    told = _told(joint, (pair.first, pair.second))
+    verdict += f"; with {told}" * bool(told)
+    points = signed(pair.mean_difference, 2)
+    return [f"{pair.first} over {pair.second}", points, f"{pair.wins} of {datasets}", *numbers, verdict]
+
+
+def _notice(joint: Joint) -> Html:
+    warning = joint.scores.warning
+    return paragraph(f"Scores of arms on this page are {warning}.", class_="notice") if warning else Html("")
+
+
+def _lead(joint: Joint) -> list[Html]:
+    return [paragraph(line, class_="lead" if k == 0 else "") for k, line in enumerate(sentences(joint))]
+
+
+def _runs(joint: Joint) -> Html:
+    """Which run every data set is from, and how it was trained and tested."""
+    parts = []
+    for name, run in joint.runs.items():
+        parts += [tag("h3", f"{name}: study {run.name}"), explained_table(run.explained())]
+        parts += [paragraph(line, class_="caution") for line in run.troubles]
+    return join(parts)

@@ -17,7 +17,7 @@ from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import Asked, arm_identity, asked_columns
 from comkd_ray.material import read_card
-from comkd_ray.results import JOINT, Row, write_record
+from comkd_ray.results import Row, write_record
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import TOWER
 from comkd_ray.words import counted
@@ -52,7 +52,7 @@ def find_shared(study: Study, run: Path, identity: str) -> Shared:
     own = {path.stem for path in (run / "records").glob("*.json")}
     wanted = [arm for arm in arms_of(study, identity) if arm not in own]
     found: dict[str, tuple[Path, Path]] = {}
-    for other in _runs_beside(run):
+    for other in _runs_beside(study, run):
         if _identity_of(other) == identity:
             paths = {arm: other / "records" / f"{arm}.json" for arm in wanted if arm not in found}
             found |= {arm: (other, path) for arm, path in paths.items() if _is_whole(path)}
@@ -64,7 +64,7 @@ def foretell_shared(study: Study, run: Path) -> Shared:
 
     The identity is that of this run, or of runs beside it with the same data, teacher and towers.
     """
-    known = [run, *(other for other in _runs_beside(run) if _same_material(study, other))]
+    known = [run, *(other for other in _runs_beside(study, run) if _same_material(study, other))]
     identities = dict.fromkeys(one for one in map(_identity_of, known) if one is not None)
     found = [find_shared(study, run, identity) for identity in identities]
     return max(found, key=lambda shared: len(shared.records), default=Shared({}))
@@ -106,11 +106,10 @@ def material_of(study: Study) -> dict[str, object]:
     return {key: value for key, value in flat.items() if key.startswith(MATERIAL)}
 
 
-def _runs_beside(run: Path) -> list[Path]:
+def _runs_beside(study: Study, run: Path) -> list[Path]:
     """Run directories in the same folder of reports, those of ablations over several materials too."""
-    reports = run.parent
-    if (reports / JOINT).is_file() or not reports.exists():  # one of several, begun or not
-        reports = reports.parent
+    assert study.ablate is not None
+    reports = run.parent if study.ablate.material is None else run.parent.parent
     found = [path.parent for depth in ("*", "*/*") for path in sorted(reports.glob(f"{depth}/material.json"))]
     return [other for other in found if other.resolve() != run.resolve()]
 

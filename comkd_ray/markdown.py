@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from comkd_ray.arms import full_budget
+from comkd_ray.collapse import among, tally
 from comkd_ray.components import components
 from comkd_ray.pairing import is_seeded_grid, paired_by_seed
 from comkd_ray.published_gap import comparison
 from comkd_ray.reference_rows import reference_rows, remarks
 from comkd_ray.run import Run
 from comkd_ray.tables import (
+    FLAG_NOTE,
     Table,
     components_notes,
     effects_table,
@@ -28,22 +31,31 @@ def tables(run: Run) -> str:
     parts = ["\n".join(f"- {what}: {words}" for what, words in run.explained())]
     if run.scores.warning:
         parts.append(f"**All scores of arms: {run.scores.warning}.**")
-    parts += [_table(reference_table(rows, run.scores)), *remarks(run.arms, run.study, rows)]
+    parts += _flags(run)
+    parts += [as_markdown(reference_table(rows, run.scores)), *remarks(run.arms, run.study, rows)]
     parts += [*_differences(run), *_components(run)]
     found = comparison(run.study, run.data, rows)
     if found.gaps:
-        parts.append(_table(published_table(found.gaps, run.scores)))
+        parts.append(as_markdown(published_table(found.gaps, run.scores)))
     return "\n\n".join([*parts, *found.words])
+
+
+def _flags(run: Run) -> list[str]:
+    """How many full-budget arms collapsed or peaked at once, and how they are treated."""
+    flags = among(run.arms).flags
+    return (
+        [f"**Of {len(full_budget(run.arms))} full-budget arms {tally(flags)}.** {FLAG_NOTE}"] if flags else []
+    )
 
 
 def _differences(run: Run) -> list[str]:
     """Variants against the first, methods against the 2x2's both-off, and how to read both."""
     arms, scores, parts = run.fixed, run.scores, []
     if (found := variants(arms, run.enumerated, run.rule)) is not None:
-        parts += [_table(variants_table(found, scores)), *variants_notes(found, scores)]
+        parts += [as_markdown(variants_table(found, scores)), *variants_notes(found, scores)]
     paired = paired_by_seed(arms, scores.headline, run.rule) if is_seeded_grid(arms, run.enumerated) else []
     if paired:
-        parts.append(_table(paired_table(paired, scores)))
+        parts.append(as_markdown(paired_table(paired, scores)))
     return [*parts, *paired_notes(scores, run.rule)] if parts else []
 
 
@@ -52,10 +64,11 @@ def _components(run: Run) -> list[str]:
     found = components(run.fixed, run.study, run.enumerated)
     if found is None:
         return []
-    tables = [_table(made(found, run.scores)) for made in (effects_table, shapley_table)]
+    tables = [as_markdown(made(found, run.scores)) for made in (effects_table, shapley_table)]
     return [*tables, *components_notes(found, run.rule)]
 
 
-def _table(table: Table) -> str:
+def as_markdown(table: Table) -> str:
+    """A table in pipes."""
     lines = [table.head, ["---"] * len(table.head), *table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -21,6 +21,7 @@ from comkd_ray.arms import (
     of_method,
     searched_keys,
 )
+from comkd_ray.collapse import FLAG, flagged, tally
 from comkd_ray.comparison import Claim, Comparison, Direction, compare
 from comkd_ray.sequential import compare_at_any_look
 
@@ -44,39 +45,57 @@ class Paired(NamedTuple):
     differences: tuple[float, ...]
     found: Comparison
     """What they say of the claim that these arms score above the baseline."""
+    flags: tuple[tuple[int, str], ...] = ()
+    """(seed, flag) of every flagged arm in the differences: it is counted, and told."""
 
     @property
     def name(self) -> str:
         """Of the arms: a method's, or a variant's."""
         return self.found.claim
 
+    @property
+    def told(self) -> str:
+        """`1 collapsed (seed 3)`: what stands beside a verdict; empty where no arm has a flag."""
+        seeds = sorted({seed for seed, _ in self.flags})
+        if not seeds:
+            return ""
+        named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        return f"{tally(flag for _, flag in self.flags)} ({named})"
+
 
 def family(baseline: str, pairs: Sequence[tuple[str, pl.DataFrame]], rule: Rule = FIXED) -> list[Paired]:
-    """Every (name, `seed` and `difference`) as a claim of one family; names without a pair are left out."""
-    filled = [(name, tuple(rows["seed"]), tuple(rows["difference"])) for name, rows in pairs if len(rows)]
-    claims = [Claim(name, values, rule.direction) for name, _, values in filled]
+    """Every (name, rows of `differences`) as a claim of one family; names without a pair are left out."""
+    filled = [(name, rows) for name, rows in pairs if len(rows)]
+    claims = [Claim(name, tuple(rows["difference"]), rule.direction) for name, rows in filled]
     compared = compare(claims) if rule.max_seeds is None else compare_at_any_look(claims, rule.max_seeds)
     return [
-        Paired(baseline, seeds, values, found)
-        for (_, seeds, values), found in zip(filled, compared, strict=True)
+        Paired(baseline, tuple(rows["seed"]), tuple(rows["difference"]), found, _flags(rows))
+        for (_, rows), found in zip(filled, compared, strict=True)
     ]
+
+
+def _flags(rows: pl.DataFrame) -> tuple[tuple[int, str], ...]:
+    return tuple((seed, flag) for seed, flags in rows.select("seed", FLAG).iter_rows() for flag in flags)
 
 
 def differences(
     ours: pl.DataFrame, theirs: pl.DataFrame, score: str, match: Sequence[str] = ()
 ) -> pl.DataFrame:
-    """`seed`, `difference` (points): ours minus theirs, one row a seed that both have.
+    """`seed`, `difference` (points), `flag` (list): ours minus theirs, one row a seed that both have.
 
     Arms are matched on the seed and the columns `match`. Within a match their scores are averaged, and
     matches within a seed, because two arms of one seed are not independent. Arms without a finite score
-    are left out.
+    are left out; flagged arms (`collapse.py`) are not, `flag` names those of a seed.
     """
-    keys = ["seed", *match]
-    finite = [rows.filter(pl.col(score).is_finite()) for rows in (ours, theirs)]
-    means = [rows.group_by(keys).agg(pl.col(score).mean()) for rows in finite]
+    keys, named = ["seed", *match], pl.col(FLAG).filter(pl.col(FLAG) != "")
+    finite = [flagged(rows).filter(pl.col(score).is_finite()) for rows in (ours, theirs)]
+    means = [rows.group_by(keys).agg(pl.col(score).mean(), named) for rows in finite]
     pairs = means[0].join(means[1], on=keys, suffix="_off", nulls_equal=True)
-    pairs = pairs.with_columns(difference=pl.col(score) - pl.col(f"{score}_off"))
-    return pairs.group_by("seed").agg(pl.col("difference").mean()).sort("seed")
+    pairs = pairs.with_columns(
+        pl.concat_list(FLAG, f"{FLAG}_off").alias(FLAG), difference=pl.col(score) - pl.col(f"{score}_off")
+    )
+    every = pl.col(FLAG).explode().drop_nulls().sort()
+    return pairs.group_by("seed").agg(pl.col("difference").mean(), every).sort("seed")
 
 
 def is_seeded_grid(arms: pl.DataFrame, enumerated: bool | None) -> bool:

@@ -1,7 +1,7 @@
 """The photographs of a study: what its student learns from and is tested on, what its teacher learns from.
 
 A table lists images without decoding any; `open_photographs` and `open_source` decode those that are
-used into their pixel store.
+used, into their pixel store or, to be streamed, to see that they are whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from comkd_ray.config import Data, Study
 from comkd_ray.data import splits
 from comkd_ray.data.datasets import ROWS, TEST, TRAIN, VAL, ImageTable, open_dataset
-from comkd_ray.data.pixels import PixelStore, Progress, kept, open_store
+from comkd_ray.data.pixels import Pixels, Progress, kept
+from comkd_ray.data.stream import open_pixels
 from comkd_ray.errors import UserError
 from comkd_ray.models import asset_path
 from comkd_ray.protocols import is_transductive, protocol_of
@@ -32,7 +33,8 @@ class Photographs:
     """The images of a study, their halves and parts."""
 
     table: ImageTable
-    store: PixelStore
+    store: Pixels
+    """Their pixels: stored, or decoded when they are used."""
     base: int
     """Classes that a teacher may learn: the base ones (PAPER 5.11), all of them without halves."""
     template: str
@@ -152,7 +154,7 @@ def _check_source(study: Study, source: ImageTable, target: ImageTable) -> None:
 
 
 def _store(data: Data, table: ImageTable, study: Study, cache: Path, progress: Progress) -> Photographs:
-    store = open_store(table, data.side, cache, progress, data.skip_broken)
+    store = open_pixels(data, table, cache, progress)
     table = kept(table, store)
     row = ROWS.get(data.dataset)
     return Photographs(table, store, learned_classes(study, table), row.template if row else TEMPLATE)

@@ -20,11 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from comkd_ray import planner, search_space, study_file
 from comkd_ray.arms import SEED
-from comkd_ray.config import Study, Tower
+from comkd_ray.cache import cache_root
+from comkd_ray.config import Data, Study, Tower
 from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
 from comkd_ray.data.folders import silent
+from comkd_ray.data.storing import store_bytes
+from comkd_ray.data.stream import choose
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
+from comkd_ray.memory_probe import CPU_ARMS, SAFE
 from comkd_ray.models import model_name
 from comkd_ray.photographs import shots, source_table, target_table, teacher_views
 from comkd_ray.prepare import view_count
@@ -64,6 +68,10 @@ class Plan:
     views: int
     bank_bytes: int
     pixel_bytes: int
+    """Of the pixel stores that are kept."""
+    pixels: list[str]
+    """`data`, and `source` where there is one: stored or streamed, and why."""
+    arms_per_trial: int | str
     teacher_flops: float
     student_flops: float
     """Of all arms, were none to leave early."""
@@ -84,9 +92,10 @@ class Plan:
             *self.explained,
             ("images", f"{images}; {self.classes} classes"),
             ("arms", f"{self.arms}"),
+            ("arms in a cohort", _cohort(self.arms_per_trial)),
             ("steps an arm", f"{self.steps:,} in {self.epochs} epochs"),
             ("bank", f"{_size(self.bank_bytes)}, {self.views} views an image"),
-            ("pixel store", _size(self.pixel_bytes)),
+            *(("pixels", words) for words in self.pixels),
             ("teacher", f"{self.teacher_flops / 1e15:.3g} PFLOP, once"),
             ("students", f"{self.student_flops / 1e15:.3g} PFLOP, all arms"),
             ("expected", hours),
@@ -121,7 +130,9 @@ def make_plan(study: Study) -> Plan:
     encoded = views * images["train"] + evaluated
     arm = seen * BACKWARD + longest.train.epochs * evaluated if student.prompted else 0
     once = evaluated if student.prompted else encoded
-    stores = [(study.data, table)] + ([] if study.source is None else [(study.source, source)])
+    pixels = [_pixels("data", study.data, table)]
+    if study.source is not None:
+        pixels.append(_pixels("source", study.source, source))
     return Plan(
         study=study.study,
         explained=explain(study, images | {"teacher": learned}),
@@ -132,11 +143,27 @@ def make_plan(study: Study) -> Plan:
         steps=max(steps),
         views=views,
         bank_bytes=2 * (encoded * teacher.width + once * student.width),
-        pixel_bytes=sum(3 * data.side**2 * len(own.paths) for data, own in stores),
+        pixel_bytes=sum(need for _, need in pixels),
+        pixels=[words for words, _ in pixels],
+        arms_per_trial=study.search.arms_per_trial,
         teacher_flops=float(teacher.flops) * (encoded + _stage_one(study, source, learned, teacher)),
         student_flops=float(student.flops) * (arms * arm + once),
         can_find=reach_of(study),
     )
+
+
+def _pixels(section: str, data: Data, table: ImageTable) -> tuple[str, int]:
+    """Where the pixels of a data set will come from, and the bytes that it takes in the cache."""
+    choice, need = choose(data, table, cache_root()), store_bytes(len(table.paths), data.side)
+    if choice.stored:
+        return f"{section}: stored, {_size(need)}; {choice.why}", need
+    return f"{section}: decoded from files at every use; {choice.why} ({_size(need)})", 0
+
+
+def _cohort(arms: int | str) -> str:
+    if arms != "auto":
+        return str(arms)
+    return f"as many as {SAFE:.0%} of the memory holds, on a CPU at most {CPU_ARMS}; probed before the search"
 
 
 def _stage_one(study: Study, table: ImageTable, learned: int, teacher: Cost) -> int:

@@ -26,6 +26,7 @@ from comkd_ray.arms import (
     scores_of,
     searched_keys,
 )
+from comkd_ray.collapse import AT_ONCE, COLLAPSED, FLAG, flagged, tally
 from comkd_ray.figure import (
     BLUE,
     GREY,
@@ -35,6 +36,7 @@ from comkd_ray.figure import (
     NoFigure,
     dress,
     hover,
+    rings,
     style,
 )
 from comkd_ray.protocols import OBJECTIVE
@@ -50,7 +52,9 @@ class CellInfo(NamedTuple):
     pruned_values: list[float]
     pruned_hovers: list[str]
     estimate: Estimate | None
-    """Over full-budget arms only; None where there is none."""
+    """Over full-budget arms only, flagged ones too; None where there is none."""
+    marks: list[str]
+    """Flag of each value's arm, or empty (`collapse.py`)."""
 
 
 class ModulesInfo(NamedTuple):
@@ -75,7 +79,7 @@ def modules_info(arms: pl.DataFrame) -> ModulesInfo:
 
 
 def _cell(arms: pl.DataFrame, method: Method, score: str) -> CellInfo:
-    rows, keys = of_method(arms.drop_nulls([score]), method), searched_keys(arms)
+    rows, keys = of_method(flagged(arms.drop_nulls([score])), method), searched_keys(arms)
     pruned = rows.filter(pl.col("status") == "pruned")
     values = method_values(arms, method, score)
     return CellInfo(
@@ -85,6 +89,7 @@ def _cell(arms: pl.DataFrame, method: Method, score: str) -> CellInfo:
         pruned[score].to_list(),
         [hover(row, keys) for row in pruned.iter_rows(named=True)],
         estimate(values),
+        full_budget(rows)[FLAG].to_list(),
     )
 
 
@@ -123,15 +128,28 @@ def modules_plot(info: ModulesInfo) -> go.Figure:
             showlegend=bool(cell.pruned_values) and not any(other.pruned_values for other in cells[:place]),
             hovertemplate="%{text}<br>when pruned: %{y:.2f} %<extra></extra>",
         )
+    figure.add_traces(_rings(cells))
     figure.add_trace(_means(cells))
     names = [
         METHODS[cell.method].replace(" + ", "<br>+ ").replace(" without", "<br>without") for cell in cells
     ]
-    counts = [f"{name}<br>n = {len(cell.values)}" for name, cell in zip(names, cells, strict=True)]
+    counts = [_counted(name, cell) for name, cell in zip(names, cells, strict=True)]
     dress(figure, 430).update_layout(yaxis_title_text=info.axis)
     figure.update_xaxes(tickvals=list(range(len(cells))), ticktext=counts, tickangle=0)
     figure.update_xaxes(range=(-0.5, len(cells) - 0.5), showgrid=False, zeroline=False)
     return figure
+
+
+def _counted(name: str, cell: CellInfo) -> str:
+    """Name of a cell, n, and its flagged arms."""
+    told = tally(cell.marks).replace(", ", "<br>")
+    return f"{name}<br>n = {len(cell.values)}" + (f"<br>{told}" if told else "")
+
+
+def _rings(cells: Sequence[CellInfo]) -> list[go.Scatter]:
+    places = [x for place, cell in enumerate(cells) for x in _spread(place, len(cell.values))]
+    values = [value for cell in cells for value in cell.values]
+    return rings(places, values, [mark for cell in cells for mark in cell.marks])
 
 
 def _spread(place: int, count: int) -> list[float]:
@@ -170,6 +188,13 @@ class Curve(NamedTuple):
     """The objective, in percent."""
     losses: list[float | None]
     best: bool
+    mark: str = ""
+    """Flag of the arm, or empty (`collapse.py`)."""
+
+    @property
+    def kind(self) -> str:
+        """What it is drawn as: the best arm, a flag, or its status."""
+        return "best arm" if self.best else self.mark or self.status
 
 
 class CurvesInfo(NamedTuple):
@@ -180,11 +205,11 @@ class CurvesInfo(NamedTuple):
 
 
 def curves_info(arms: pl.DataFrame, epochs: pl.DataFrame) -> CurvesInfo:
-    """A curve for every arm that ended at least one epoch, the best arm's last (drawn on top)."""
+    """A curve for every arm that ended at least one epoch, the flagged ones and the best last."""
     best, keys, scores = best_arm(arms), searched_keys(arms), scores_of(arms)
     parts = {key[0]: rows for key, rows in epochs.group_by("arm")} if len(epochs) else {}
     curves = []
-    for row in arms.iter_rows(named=True):
+    for row in flagged(arms).iter_rows(named=True):
         if row["arm"] not in parts:
             continue
         rows = parts[row["arm"]].sort("epoch")
@@ -197,11 +222,14 @@ def curves_info(arms: pl.DataFrame, epochs: pl.DataFrame) -> CurvesInfo:
                 rows[OBJECTIVE].to_list(),
                 rows["loss"].to_list(),
                 best is not None and row["arm"] == best["arm"],
+                row[FLAG],
             )
         )
     if not curves:
         raise NoFigure("No epoch was recorded, so there are no learning curves.")
-    return CurvesInfo(scores.axis(scores.objective), sorted(curves, key=lambda curve: curve.best))
+    return CurvesInfo(
+        scores.axis(scores.objective), sorted(curves, key=lambda curve: (curve.best, bool(curve.mark)))
+    )
 
 
 def curves_plot(info: CurvesInfo) -> go.Figure:
@@ -209,7 +237,7 @@ def curves_plot(info: CurvesInfo) -> go.Figure:
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     seen: set[str] = set()
     for curve in info.curves:
-        kind = "best arm" if curve.best else curve.status
+        kind = curve.kind
         color, width, opacity, dash = _curve_style(kind)
         for row, values in ((1, curve.scores), (2, curve.losses)):
             figure.add_scatter(
@@ -240,6 +268,8 @@ def _curve_style(kind: str) -> tuple[str, float, float, str]:
     """Colour, width in pixels, opacity and dash of a curve."""
     if kind == "best arm":
         return ORANGE, 3.5, 1.0, "solid"
+    if kind in (COLLAPSED, AT_ONCE):
+        return RED, 2.0, 0.9, "solid" if kind == COLLAPSED else "dash"
     if kind == "complete":
         return BLUE, 1.3, 0.6, "solid"
     return (RED if kind == "failed" else GREY), 1.3, 0.8, "dot"

@@ -53,10 +53,19 @@ def most_shards(study: Study, cache: Path) -> int:
 def check(study: Study, cache: Path, progress: Progress) -> list[str]:
     """Refuse what can be refused before anything is trained; returns remarks a person should see.
 
-    Decodes the photographs into their store, so a broken one is found here.
+    Decodes the photographs, so a broken one is found here.
     """
     preparation = _open(study, cache, progress, torch.device("cpu"))
-    return [
+    photographs = {"data": (study.data, preparation.photographs)}
+    if study.source is not None:
+        photographs["source"] = study.source, preparation.stage_one.photographs
+    streamed = [
+        f"{section}: images are decoded from their files at every use, as a store would fill the disk or the"
+        f" memory; {section}.pixels: store keeps them in {cache}"
+        for section, (data, found) in photographs.items()
+        if data.pixels == "auto" and not found.store.stored
+    ]
+    return streamed + [
         f"{clip.name}: its image tower is no ViT and takes no visual prompts; its features are banked"
         for clip, config in ((preparation.teacher, study.teacher), (preparation.student, study.student))
         if config.prompt_length > 0 and not clip.is_vit

@@ -27,6 +27,7 @@ STAGES = {
     "teacher": "tune teacher",
     "text": "class names",
     "bank": "teacher bank",
+    "memory": "probe memory",
     "arms": "train arms",
 }
 

@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comkd_ray.errors import UserError
@@ -77,33 +78,59 @@ def encode_embedded(clip: Clip, embedded: Tensor, prompts: Tensor) -> Tensor:
     arms, depth, length, width = prompts.shape
     batch, tokens = embedded.shape[1], embedded.shape[2]
     x = embedded.expand(arms, batch, tokens, width).reshape(arms * batch, tokens, width)
-    blocks = visual.transformer.resblocks  # type: ignore[union-attr]
-    for layer, block in enumerate(blocks):  # type: ignore[arg-type]
+    blocks = list(visual.transformer.resblocks)  # type: ignore[union-attr,arg-type]
+    for layer, block in enumerate(blocks):
         if layer < depth:
             fresh = prompts[:, layer, None].expand(arms, batch, length, width)
             fresh = fresh.reshape(arms * batch, length, width)
             if layer == 0:
                 fresh = visual.ln_pre(fresh)  # type: ignore[operator]
             x = torch.cat([x[:, :tokens], fresh.to(x.dtype)], dim=1)
-        last = layer == len(blocks) - 1  # type: ignore[arg-type]
-        x = _class_token(block, x) if last and _reads_class_token(visual, block) else block(x)
+        x = run_block(block, x, _tokens_read(visual, layer, depth, len(blocks), tokens))
     pooled, _ = visual._pool(x[:, :tokens])  # type: ignore[operator]
     features = pooled @ visual.proj if visual.proj is not None else pooled
     return features.reshape(arms, batch, -1)  # type: ignore[no-any-return]
 
 
-def _reads_class_token(visual: nn.Module, block: nn.Module) -> bool:
-    """Whether the tower's feature is its class token alone, and its block one that can be taken apart."""
+def _tokens_read(visual: nn.Module, layer: int, depth: int, layers: int, tokens: int) -> int | None:
+    """How many of a layer's outputs anything reads; None for all.
+
+    Prompt tokens whose places the next layer gives to fresh ones are read by nobody, and from the last
+    layer most towers take the class token alone.
+    """
+    if layer == layers - 1:
+        alone = visual.attn_pool is None and visual.pool_type == "tok"
+        return 1 if alone else tokens
+    return tokens if layer + 1 < depth else None
+
+
+def run_block(block: nn.Module, x: Tensor, count: int | None = None) -> Tensor:
+    """A block of an image tower on `[N, T, W]`, for its first `count` tokens `[N, count, W]`, or for all.
+
+    What open_clip's own block computes, in fewer operations: one product makes query, key and value,
+    nothing is transposed to be copied, and tokens that nobody reads are keys and values only. A block of
+    another kind runs as it is, and its further tokens are dropped.
+    """
     from open_clip.transformer import ResidualAttentionBlock
 
-    return visual.attn_pool is None and visual.pool_type == "tok" and type(block) is ResidualAttentionBlock
+    if type(block) is not ResidualAttentionBlock:
+        return block(x)[:, :count]  # type: ignore[no-any-return]
+    x = x[:, :count] + block.ls_1(_attend(block.attn, block.ln_1(x), count))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
 
 
-def _class_token(block: nn.Module, x: Tensor) -> Tensor:
-    """A tower's last block `[N, T, W]` -> `[N, 1, W]` for its class token: nothing reads the others."""
-    normed = block.ln_1(x)  # type: ignore[operator]
-    x = x[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))  # type: ignore[operator]
-    return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[operator,no-any-return]
+def _attend(attention: nn.MultiheadAttention, x: Tensor, count: int | None) -> Tensor:
+    """Self-attention of `[N, T, W]` for the first `count` tokens, or for all: `[N, count, W]`."""
+    width, heads = attention.embed_dim, attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    if count is None:
+        query, key, value = F.linear(x, weight, bias).unflatten(-1, (3, heads, -1)).unbind(2)
+    else:
+        query = F.linear(x[:, :count], weight[:width], bias[:width]).unflatten(-1, (heads, -1))
+        key, value = F.linear(x, weight[width:], bias[width:]).unflatten(-1, (2, heads, -1)).unbind(2)
+    query, key, value = (one.transpose(1, 2) for one in (query, key, value))  # [N, heads, T, W / heads]
+    mixed = F.scaled_dot_product_attention(query, key, value)
+    return F.linear(mixed.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
 
 
 @dataclass(frozen=True)

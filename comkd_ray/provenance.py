@@ -82,12 +82,15 @@ def tree_memory() -> int:
     return memory_of(os.getpid())
 
 
-def memory_of(pid: int) -> int:
-    """Bytes that a process and its descendants hold, shared pages counted once (PSS); 0 if it is gone."""
+def memory_of(pid: int, alone: bool = False) -> int:
+    """Bytes that a process and its descendants hold, shared pages counted once (PSS); 0 if it is gone.
+
+    alone: without the descendants.
+    """
     total = 0
     try:
         root = psutil.Process(pid)
-        family = [root, *root.children(recursive=True)]
+        family = [root] if alone else [root, *root.children(recursive=True)]
     except psutil.Error:
         return 0
     for process in family:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from comkd_ray import jobs, study_file
+from comkd_ray import jobs, memory_probe, study_file
 from comkd_ray.config import Study
 from comkd_ray.data.pixels import Progress
 from comkd_ray.errors import UserError
@@ -82,14 +82,25 @@ def prepare_here(study: Study, cache: Path, progress: Progress) -> Card:
 def prepare(run: Path, cache: Path, cpus: float, gpus: float, workers: int) -> None:
     """Stage I and the banks in workers of their own; leaves `material.json` in the run directory.
 
-    All do the same: locks in the cache let one tune the teacher, and share the shards of the banks out.
+    One worker is a task, in Train's local mode: a group of one would start four processes more. Several are
+    a group, and all do the same: locks in the cache let one tune the teacher, and share the shards out.
     """
     config = {"run": str(run), "cache": str(cache), "threads": max(1, int(cpus))}
     error, name = run / ERROR, f"prepare-{time.time_ns()}"
     error.unlink(missing_ok=True)
-    _in_thread(partial(_group, _prepare_loop, config, workers, cpus, gpus, name, run, []))
+    if workers == 1:
+        _task(_prepare_alone, config, cpus, gpus)
+    else:
+        _in_thread(partial(_group, _prepare_loop, config, workers, cpus, gpus, name, run, []))
     if error.exists():
         raise UserError(error.read_text(encoding="utf-8"))
+
+
+def _task(loop: Loop, config: dict[str, Any], cpus: float, gpus: float) -> None:
+    """Run a loop in a process of the cluster that holds these resources, and wait for it."""
+    import ray
+
+    ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(loop).remote(config))
 
 
 def _in_thread(call: Callable[[], None]) -> None:
@@ -157,18 +168,31 @@ def _gather(own: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _prepare_loop(config: dict[str, Any]) -> None:
-    import torch
     from ray import train
+
+    _prepare_as(config, train.get_context().get_world_rank())
+
+
+def _prepare_alone(config: dict[str, Any]) -> None:
+    run_here(partial(_prepare_as, config, rank=0))
+
+
+def _prepare_as(config: dict[str, Any], rank: int) -> None:
+    import torch
 
     from comkd_ray.prepare import prepare as build
     from comkd_ray.progress import Meter
 
     torch.set_num_threads(config["threads"])
-    run, rank = Path(config["run"]), train.get_context().get_world_rank()
+    run = Path(config["run"])
     study = study_file.load(run / "study.yaml")
     try:
-        card = build(study, Path(config["cache"]), Meter(run, f"prepare.{rank}"))
+        meter = Meter(run, f"prepare.{rank}")
+        card = build(study, Path(config["cache"]), meter)
         if rank == 0:
             write_card(run, card)
+        if rank == 0 and study.search.arms_per_trial == "auto":  # here, as the driver may have no GPU
+            meter("memory", 0, 1)
+            memory_probe.probe(run, Path(config["cache"]), config["threads"])
     except UserError as error:  # a person's mistake is no crash: hand the words to the driver
         (run / ERROR).write_text(str(error), encoding="utf-8")

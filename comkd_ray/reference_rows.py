@@ -31,6 +31,7 @@ from comkd_ray.arms import (
     scores_of,
     searched_keys,
 )
+from comkd_ray.collapse import Flagged, among
 from comkd_ray.config import Study
 from comkd_ray.search_space import Scalar
 from comkd_ray.stats import Estimate, estimate
@@ -59,6 +60,7 @@ class ReferenceRow(NamedTuple):
     n: int
     """Arms (they differ by seed alone) with a headline score; 1 for a measured reference."""
     estimates: tuple[Estimate | None, ...]
+    flagged: Flagged = Flagged()
 
     @property
     def headline(self) -> Estimate | None:
@@ -84,7 +86,8 @@ def reference_rows(arms: pl.DataFrame, study: Study | None) -> list[ReferenceRow
     equal = at_own_values(arms, study)
     for method in SHOWN:
         estimates = tuple(estimate(method_values(equal, method, test)) for test in tests)
-        rows.append(ReferenceRow(METHODS[method], estimates[-1].n if estimates[-1] else 0, estimates))
+        n = estimates[-1].n if estimates[-1] else 0
+        rows.append(ReferenceRow(METHODS[method], n, estimates, among(of_method(equal, method))))
     return rows
 
 

@@ -25,7 +25,15 @@ from comkd_ray.report_figures import (
     modules_section,
     search_sections,
 )
-from comkd_ray.report_tables import compared_table, explained_table, plain_table, tiles, titled, top_table
+from comkd_ray.report_tables import (
+    compared_table,
+    explained_table,
+    flagged_table,
+    plain_table,
+    tiles,
+    titled,
+    top_table,
+)
 from comkd_ray.results import write_atomic
 from comkd_ray.run import Run, read
 from comkd_ray.tables import (
@@ -61,7 +69,8 @@ def page(run: Run) -> str:
         cost_section(run),
         _source(run),
     ]
-    return document(run.name, _note(run), sections)
+    head = join([tag("h1", run.name), _note(run)])
+    return document(run.name, head, sections)
 
 
 def _note(run: Run) -> Html:
@@ -83,7 +92,14 @@ def _headline(run: Run, found: Findings) -> Section:
             titled(f"Best arms by {run.scores.objective}", run.scores),
             top_table(run.arms),
         ]
-    return "result", "Result", join([*content, failed_table(run.arms)])
+    return "result", "Result", join([*content, _flagged(run, found), failed_table(run.arms)])
+
+
+def _flagged(run: Run, found: Findings) -> Html:
+    """Arms that collapsed or peaked at once; nothing where none did."""
+    if not found.flagged:
+        return Html("")
+    return join([titled("Arms that collapsed or peaked at once", run.scores), flagged_table(found)])
 
 
 def _notices(run: Run) -> Html:

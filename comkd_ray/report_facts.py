@@ -50,10 +50,8 @@ def failed_table(arms: pl.DataFrame) -> Html:
 
 
 def cost_lines(arms: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
-    """Time in sentences: the search, its rate, and what the teacher bank spared."""
+    """Time in sentences: the search, its rate, and the peak of memory."""
     stages = provenance.get("stages") or {}
-    if "taken_from" in arms.columns:  # trained, and paid for, in another run
-        arms = arms.filter(pl.col("taken_from").is_null())
     spent = float(arms["seconds"].sum() or 0.0)
     search = stages.get("search") or 0.0
     lines = []
@@ -67,11 +65,6 @@ def cost_lines(arms: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{len(arms)} arms took {duration(spent)} in all, {3600 * len(arms) / spent:.3g} an hour."
         )
-    saved = float(arms["teacher_seconds_saved"].sum() or 0.0)
-    if saved:
-        bank = stages.get("bank")
-        price = "" if not bank else f" It took {duration(bank)} to build."
-        lines.append(f"The teacher bank spared {duration(saved)} of teacher forward passes.{price}")
     if provenance.get("peak_memory_bytes"):
         lines.append(f"Peak memory: {provenance['peak_memory_bytes'] / 2**30:.3g} GiB.")
     return lines

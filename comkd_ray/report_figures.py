@@ -6,16 +6,18 @@ from collections.abc import Callable
 
 import plotly.graph_objects as go
 
-from comkd_ray import cost_plots, plots, search_plots
+from comkd_ray import cost_plots, importance, plots, search_plots
 from comkd_ray.arms import METHODS, full_budget, has_modules, module_cells, of_method, searched_keys
+from comkd_ray.collapse import among
 from comkd_ray.components import components
+from comkd_ray.costs import cost_table, costs, saving_table, savings
 from comkd_ray.document import Section
 from comkd_ray.figure import NoFigure
 from comkd_ray.findings import Findings
-from comkd_ray.markup import Html, join, paragraph, tag
+from comkd_ray.markup import Html, join, paragraph, table, tag
 from comkd_ray.reference_rows import at_own_values, other_keys
 from comkd_ray.report_facts import cost_lines
-from comkd_ray.report_tables import component_tables, module_table, paired_tables, titled
+from comkd_ray.report_tables import component_tables, module_table, paired_tables, plain_table, titled
 from comkd_ray.run import Run
 from comkd_ray.variants import variants
 
@@ -55,24 +57,28 @@ def search_sections(run: Run) -> list[Section]:
         "parallel",
         lambda: search_plots.parallel_plot(search_plots.parallel_info(arms, space)),
         "Full-budget arms, one line each: the stronger and bluer, the higher its score. "
-        "\u201cNone\u201d marks a key that is not searched under the other values of the arm.",
+        "\u201cNone\u201d marks a key that is not searched under the other values of the arm."
+        + " Red dashes: an arm that collapsed or peaked at once."
+        * bool(among(arms).flags),
         scores.warning,
         columns=axes,
-    )
-    importance = figure(
-        "importance",
-        lambda: search_plots.importance_plot(search_plots.importance_info(arms, space)),
-        f"How far each key separates the best full-budget arms by {scores.objective} from the rest "
-        "(PED-ANOVA). This is no ablation verdict: it depends on the ranges searched and on where the "
-        "sampler looked, and a module that helps everywhere by half a point can rank last. See the "
-        "modules below.",
-        scores.warning,
     )
     return [
         ("history", "Search history", history),
         ("parallel", "Parallel coordinates", parallel),
-        ("importance", "Importance", importance),
+        ("importance", "Importance", _importance(run)),
     ]
+
+
+def _importance(run: Run) -> Html:
+    """Bars with what they mean, or why there are none."""
+    space = run.study.search.space if run.study is not None else {}
+    try:
+        info = importance.importance_info(run.arms, space, run.enumerated)
+    except NoFigure as reason:
+        return paragraph(str(reason), class_="none")
+    words = importance.reading(info, run.scores.objective)
+    return figure("importance", lambda: importance.importance_plot(info), words, run.scores.warning)
 
 
 def modules_section(run: Run, found: Findings) -> Section:
@@ -153,9 +159,25 @@ def cost_section(run: Run) -> Section:
     stages = run.provenance.get("stages") or {}
     drawn = figure(
         "cost",
-        lambda: cost_plots.cost_plot(cost_plots.cost_info(run.arms, stages)),
+        lambda: cost_plots.cost_plot(cost_plots.cost_info(run.trained, stages)),
         "Above, wall time of each arm: its share of the cohort it trained in. Below, wall time of "
         "each stage.",
     )
-    lines = [paragraph(line) for line in cost_lines(run.arms, run.provenance)]
-    return "cost", "Cost", join([*lines, drawn])
+    lines = [paragraph(line) for line in cost_lines(run.trained, run.provenance)]
+    spared = saving_table(savings(run.trained, stages))
+    took = cost_table(costs(run.trained, run.enumerated), run.study)
+    tables = [
+        tag("h3", "What was spared"),
+        table(spared.head, spared.rows, words=2, class_="how"),
+        tag("h3", "What it took, by arm, variant and seed"),
+        plain_table(took),
+        paragraph(_DEVICE_SECONDS, class_="caution"),
+    ]
+    return "cost", "Cost", join([*lines, drawn, *tables])
+
+
+_DEVICE_SECONDS = (
+    "Device-seconds: the column seconds, an arm's share of the wall time of its cohort's epochs (training "
+    "and evaluation) while one worker held its devices. An arm that trains beside others is cheaper than it "
+    "would be alone; start of processes, teacher and bank are in the stages above."
+)

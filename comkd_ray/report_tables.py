@@ -12,10 +12,12 @@ from comkd_ray.arms import (
     Scores,
     method_values,
     module_cells,
+    of_method,
     ranking,
     scores_of,
     searched_keys,
 )
+from comkd_ray.collapse import AT_ONCE, COLLAPSED, FLAG, among, flagged
 from comkd_ray.components import Components
 from comkd_ray.findings import NAMED, Compared, Findings
 from comkd_ray.markup import Html, breakable, join, paragraph, table, tag
@@ -23,15 +25,18 @@ from comkd_ray.pairing import FIXED, Paired, Rule
 from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.stats import estimate
 from comkd_ray.tables import (
+    FLAG_NOTE,
     INTERVAL,
     Table,
     components_notes,
     effects_table,
     interval,
+    n_of,
     paired_notes,
     paired_table,
     shapley_table,
     spread,
+    without,
 )
 from comkd_ray.words import count, duration, gap, percent, plain, shown
 
@@ -46,8 +51,34 @@ def titled(title: str, scores: Scores) -> Html:
 
 
 def plain_table(shared: Table, class_: str = "") -> Html:
-    """A table that Markdown has too; cells without digits are words wherever they stand."""
-    return table(shared.head, shared.rows, class_=class_)
+    """A table that Markdown has too; what it says of flagged arms is red."""
+    return table(shared.head, [[_reddened(cell) for cell in row] for row in shared.rows], class_=class_)
+
+
+def _reddened(cell: str) -> object:
+    """`3 (1 collapsed)` with its bracket in red, on a line of its own where numbers stand."""
+    place = cell.rfind("; with ") if "; with " in cell else cell.find(" (")
+    if place < 0 or not any(flag in cell[place:] for flag in (COLLAPSED, AT_ONCE)):
+        return cell
+    return join([cell[:place], tag("span", cell[place:].lstrip("; "), class_="bad")], " ")
+
+
+def flagged_table(found: Findings) -> Html:
+    """Every flagged arm beside what its flag is made of; nothing where there is none."""
+    if not found.flagged:
+        return Html("")
+    score, lines = found.scores.headline, []
+    for name, rows in found.flagged.items():
+        for row in rows:
+            keys = row["searched"] or ()
+            named = join(
+                [tag("code", row["arm"]), tag("small", ", ".join(f"{k} {shown(row[k])}" for k in keys))]
+            )
+            known = [plain(row[key]) for key in (score, f"zero_shot_{score}", f"teacher_{score}")]
+            epoch = f"{shown(row['best_epoch'])} of {shown(row['epochs_done'])}"
+            lines.append([row["number"], named, name, *known, epoch])
+    head = ["number", "arm", "flag", breakable(score), "its zero-shot", "tuned teacher", "best epoch"]
+    return join([table(head, lines, words=3, class_="flagged"), paragraph(FLAG_NOTE, class_="caution")])
 
 
 def explained_table(rows: Sequence[tuple[str, str]]) -> Html:
@@ -96,9 +127,10 @@ def top_table(arms: pl.DataFrame) -> Html:
     tests = [test for test in (scores.headline, *scores.tests[:-1]) if test != scores.objective]
     head = ["number", "arm", *map(breakable, [scores.objective, *tests]), "best epoch", *map(breakable, keys)]
     rows = []
-    for row in ranking(arms).head(TOP).iter_rows(named=True):
+    for row in flagged(ranking(arms).head(TOP)).iter_rows(named=True):
         values = [plain(row[key]) for key in (OBJECTIVE, *tests)]
-        epoch = f"{shown(row['best_epoch'])} of {shown(row['epochs_done'])}"
+        epoch: object = f"{shown(row['best_epoch'])} of {shown(row['epochs_done'])}"
+        epoch = join([epoch, tag("span", f" {row[FLAG]}", class_="bad")], "") if row[FLAG] else epoch
         searched = [shown(row[key]) if key in (row["searched"] or ()) else "\u00b7" for key in keys]
         rows.append([row["number"], tag("code", row["arm"]), *values, epoch, *searched])
     return table(head, rows, words=2, class_="first")
@@ -106,12 +138,15 @@ def top_table(arms: pl.DataFrame) -> Html:
 
 def module_table(arms: pl.DataFrame) -> Html:
     """Mean, sd and n of each cell of the 2x2 in every test score."""
-    scores, rows = scores_of(arms), []
+    scores, rows, held = scores_of(arms), [], []
     for method in module_cells(arms):
         cells = [estimate(method_values(arms, method, test)) for test in scores.tests]
-        n = cells[-1].n if cells[-1] is not None else 0
+        held.append(among(of_method(arms, method)))
+        n = n_of(cells[-1].n if cells[-1] is not None else 0, held[-1].flags)
         rows.append([METHODS[method], n, *(spread(found) for found in cells), interval(cells[-1])])
-    return table(["full-budget arms, test (%)", "n", *scores.names, INTERVAL], rows)
+    extra = without(held, scores.names[-1])
+    rows = [[*row, *others] for row, others in zip(rows, extra.rows, strict=True)]
+    return plain_table(Table(["full-budget arms, test (%)", "n", *scores.names, INTERVAL, *extra.head], rows))
 
 
 def paired_tables(paired: Sequence[Paired], scores: Scores, rule: Rule = FIXED) -> Html:

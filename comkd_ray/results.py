@@ -22,9 +22,6 @@ from comkd_ray.errors import UserError
 
 Row = dict[str, Any]
 
-JOINT = "joint.json"
-"""File that names the run directories beside it which are one ablation over several materials."""
-
 SCORES = ("base_accuracy", "novel_accuracy", "harmonic_mean", "accuracy")
 """Top-1 percent on base and novel classes and 2BN / (B + N) (PAPER 4.13), or on all classes at once.
 

@@ -56,6 +56,12 @@ class Run(NamedTuple):
         return fixed_arms(self.arms, self.study)
 
     @property
+    def trained(self) -> pl.DataFrame:
+        """Arms that were trained, and paid for, in this run: without those taken from another."""
+        taken = "taken_from" in self.arms.columns
+        return self.arms.filter(pl.col("taken_from").is_null()) if taken else self.arms
+
+    @property
     def data(self) -> Mapping[str, Any]:
         """What was recorded of the data set: its split, classes and counts; empty where nothing was."""
         return self.provenance.get("data") or {}

@@ -87,7 +87,7 @@ def bank_images(
 
     parts = identity, clip.image_size, store.digest
     of = {"model": clip.name, "prompted": visual is not None, "root": str(photographs.table.root)}
-    return build_bank(parts, encode, images, views, cache, progress, of)
+    return build_bank(parts, encode, images, views, cache, progress, of, store.expect)
 
 
 def spoken_by(clip: Clip, tuned: TunedTeacher) -> tuple[Tensor | None, str]:
@@ -148,15 +148,23 @@ class StageOne:
         key = digest(METHOD, self.clip.digest, self.photographs.digest, *seen)
 
         def fit() -> TunedTeacher:
-            tuned = fit_teacher(key, config, self.clip, few, self.encoder(few), self.progress)
+            encode, store = self.encoder(few), self.photographs.store
+            expect = store.expect if self.sees_pixels else lambda batches: None
+            tuned = fit_teacher(key, config, self.clip, few, encode, self.progress, expect)
             return replace(tuned, card=self.card(tuned, few))
 
         return build_teacher(key, fit, self.cache, self.clip.device)
 
+    @property
+    def sees_pixels(self) -> bool:
+        """Whether its image tower learns, so that no bank can stand in for it."""
+        config = self.study.teacher
+        return config.epochs > 0 and config.prompt_length > 0 and self.clip.is_vit
+
     def encoder(self, few: FewShots) -> Encoder:
         """Image features for learning; from banks where they never change."""
         clip, config, store = self.clip, self.study.teacher, self.photographs.store
-        if config.epochs > 0 and config.prompt_length > 0 and clip.is_vit:
+        if self.sees_pixels:
             return lambda images, view, visual: encode_prompted(
                 clip, pixels_of(store, images, view, clip.image_size, clip.device), visual
             )

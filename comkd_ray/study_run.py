@@ -16,7 +16,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from comkd_ray import cluster, ledger, prepare, progress, provenance, ray_train, report, results, study_file
+from comkd_ray import (
+    cluster,
+    ledger,
+    memory_probe,
+    prepare,
+    progress,
+    provenance,
+    ray_train,
+    report,
+    results,
+    study_file,
+)
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
 from comkd_ray.cache import cache_root
@@ -88,7 +99,8 @@ def check_run(study: Study, run: Path, resume: bool) -> None:
         )
     before = study_file.flatten(study_file.load(run / "study.yaml").model_dump(mode="json"))
     now = study_file.flatten(study.model_dump(mode="json"))
-    free = ("compute.", "search.arms", "note", *(GROWS if study.ablate is not None else ()))
+    grows = GROWS if study.ablate is not None else ()
+    free = ("compute.", "search.arms", "note", "data.pixels", "source.pixels", *grows)
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     changed = sorted(key for key in keys if not key.startswith(free))
     if changed and study.ablate is not None:
@@ -156,7 +168,8 @@ class _Run:
             self.screen.say(f"{again} arms were cut off; they are asked again")
         if self.searcher is not None and not arms.left():
             return False
-        self.searcher = ray_search.CohortSearcher(self.study, self.run, self.cache, arms, card)
+        size = self.cohort_size(slots, arms.left())
+        self.searcher = ray_search.CohortSearcher(self.study, self.run, self.cache, arms, card, size)
         begun = time.monotonic()
         ray_search.search(self.searcher, slots, self.verbose)
         self.seconds["search"] = self.seconds.get("search", 0.0) + time.monotonic() - begun
@@ -173,6 +186,19 @@ class _Run:
         taken = ledger.take_shared(self.study, self.run, card.identity)
         if words := taken.in_words(count_arms(self.study)):
             self.screen.say(words)
+
+    def cohort_size(self, slots: int, arms: int) -> int:
+        """Arms of a cohort: as the study says, or what memory holds; then the reason is written down."""
+        asked = self.study.search.arms_per_trial
+        if asked != "auto":
+            return asked
+        memory = memory_probe.read_memory(self.run)
+        assert memory is not None, "prepared, so probed"
+        workers = cluster.workers(self.study.compute) or 1
+        size, why = memory_probe.cohort_size(self.study, memory, slots, workers, cluster.node_count(), arms)
+        provenance.update(self.run, arms_per_trial={"auto": size, "because": why})
+        self.screen.say(f"search.arms_per_trial: {size}: {why}")
+        return size
 
     def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
@@ -193,7 +219,8 @@ class _Run:
     def prepare(self, slots: int) -> Card:
         """Teacher and banks, in a worker group of their own, unless this run has them already."""
         before = self.known_card()
-        if before is not None and is_ready(before, self.cache):
+        probed = self.study.search.arms_per_trial != "auto" or memory_probe.read_memory(self.run) is not None
+        if before is not None and probed and is_ready(before, self.cache):
             return before
         compute = self.study.compute
         ray_train.prepare(self.run, self.cache, compute.cpus, compute.gpus, self.preparers(slots))
@@ -238,6 +265,7 @@ class _Run:
                 "split": table.split,
                 "classes": list(table.classes),
                 "base": photographs.base,
+                "pixels": "stored" if photographs.store.stored else "streamed",
                 "shots": data.shots,
                 "views": prepare.view_count(self.study),
                 "teacher": len(shots(self.study, source.table)),

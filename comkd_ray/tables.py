@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from comkd_ray.arms import EDU_ATTENTION, IFALIGN, PROMPTS, Scores
+from comkd_ray.collapse import AT_ONCE, COLLAPSED, NEAR, POINTS, Flagged, tally
 from comkd_ray.comparison import Comparison
 from comkd_ray.components import MODULES, Components
 from comkd_ray.factorial import Effect
@@ -64,15 +65,45 @@ def signed_interval(found: Estimate | None) -> str:
     return f"{signed(found.low, 2)} to {signed(found.high, 2)}"
 
 
+def n_of(n: int, flags: Sequence[str]) -> str:
+    """`3`, or `3 (1 collapsed)`: how many arms a mean holds, the flagged ones counted."""
+    return f"{n} ({tally(flags)})" if flags else str(n)
+
+
+def without(every: Sequence[Flagged], name: str) -> Table:
+    """A column for the right of a table of means: each without its flagged arms. Empty where none is."""
+    if not any(each.flags for each in every):
+        return Table([], [[] for _ in every])
+    cells = [
+        [f"{spread(each.others)} (n = {each.others.n if each.others else 0})" if each.flags else ""]
+        for each in every
+    ]
+    return Table([f"{name} without flagged"], cells)
+
+
+FLAG_NOTE = (
+    f"An arm is {COLLAPSED} whose headline test score is at most its own zero-shot plus {100 * NEAR:.0f} % "
+    f"of the way from there to the tuned teacher ({POINTS:g} point at most), and {AT_ONCE} whose best epoch "
+    "of several was the first. Every mean, interval and test holds flagged arms, and says how many; a mean "
+    "without them stands beside it to show what they move. That is a choice by outcome: no better estimate, "
+    "and no test is made of it."
+)
+"""How flagged arms are treated, where there are any."""
+
+
 def reference_table(rows: Sequence[ReferenceRow], scores: Scores) -> Table:
     """The eight rows, mean and sd of every test score."""
-    cells = [[row.name, str(row.n), *(spread(found) for found in row.estimates)] for row in rows]
-    return Table(["test (%)", "n", *scores.names], cells)
+    extra = without([row.flagged for row in rows], scores.names[-1])
+    cells = [
+        [row.name, n_of(row.n, row.flagged.flags), *(spread(found) for found in row.estimates), *others]
+        for row, others in zip(rows, extra.rows, strict=True)
+    ]
+    return Table(["test (%)", "n", *scores.names, *extra.head], cells)
 
 
 def paired_table(paired: Sequence[Paired], scores: Scores) -> Table:
     """Differences by seed in the headline score, with what the design could have shown."""
-    rows = [[pair.name, str(pair.found.n), *_difference(pair.found)] for pair in paired]
+    rows = [[pair.name, str(pair.found.n), *_difference(pair)] for pair in paired]
     baseline = paired[0].baseline if paired else ""
     head = _head([pair.found for pair in paired])
     return Table([f"minus {baseline}, points of {scores.name}", "n", "mean", *head], rows)
@@ -82,11 +113,16 @@ def _head(found: Sequence[Comparison]) -> list[str]:
     return _AT_ANY_LOOK if any(one.at_any_look for one in found) else _DIFFERENCE
 
 
-def _difference(found: Comparison) -> list[str]:
-    """Mean, interval, three p values, the verdict, and how many more seeds would decide."""
+def _difference(pair: Paired) -> list[str]:
+    """Mean, interval, three p values, the verdict, and how many more seeds would decide.
+
+    Flagged arms in the differences stand beside the verdict: they took part in it.
+    """
+    found = pair.found
     mean = None if found.estimate is None else found.estimate.mean
     numbers = [f"{p:.3g}" for p in (found.p, found.smallest_p, found.p_holm)]
     words = found.verdict if found.decidable else f"{found.verdict} with n = {found.n}"
+    words += f"; with {pair.told}" * bool(pair.flags)
     more = f"about {found.further_seeds}" if found.further_seeds else DASH
     return [signed(mean, 2), signed_interval(found.estimate), *numbers, words, more]
 
@@ -122,19 +158,27 @@ _SEEDS_VARY = (
 def variants_table(found: Variants, scores: Scores) -> Table:
     """Scores of every variant, and its difference to the first by seed; only the ENDS of a long list."""
     head = ["variant, test (%)", "n", *scores.names, f"range of {scores.names[-1]}", "best epoch"]
-    rows = [_variant(row) for row in _listed(found)]
+    listed = _listed(found)
+    extra = without([row.flagged for row in listed], scores.names[-1])
+    rows = [[*_variant(row), *others] for row, others in zip(listed, extra.rows, strict=True)]
     tested = _head([row.paired.found for row in found.rows if row.paired is not None])
-    return Table([*head, f"minus {found.rows[0].name}", *tested], rows)
+    return Table([*head, f"minus {found.rows[0].name}", *tested, *extra.head], rows)
 
 
 def _variant(row: Variant) -> list[str]:
     known = row.lowest is not None and row.highest is not None
     ends = f"{row.lowest:.2f} to {row.highest:.2f}" if known else DASH
     epoch = DASH if row.best_epoch is None else f"{row.best_epoch:g}"
-    cells = [row.name, str(row.n), *(spread(each) for each in row.estimates), ends, epoch]
+    cells = [
+        row.name,
+        n_of(row.n, row.flagged.flags),
+        *(spread(each) for each in row.estimates),
+        ends,
+        epoch,
+    ]
     if row.paired is None:
         return cells + [DASH] * (1 + len(_DIFFERENCE))
-    mean, *others = _difference(row.paired.found)
+    mean, *others = _difference(row.paired)
     pairs = row.paired.found.n
     return [*cells, mean if pairs == row.n else f"{mean} (n = {pairs})", *others]
 
@@ -163,7 +207,8 @@ def _in_short(pair: Paired | None) -> list[str]:
         return [DASH] * 3
     found = pair.found
     mean = None if found.estimate is None else found.estimate.mean
-    return [signed(mean, 2), signed_interval(found.estimate), f"{found.verdict} (p {found.p_holm:.2g})"]
+    verdict = "; ".join(filter(None, (f"{found.verdict} (p {found.p_holm:.2g})", pair.told)))
+    return [signed(mean, 2), signed_interval(found.estimate), verdict]
 
 
 def variants_notes(found: Variants, scores: Scores) -> list[str]:
@@ -227,6 +272,8 @@ def components_notes(found: Components, rule: Rule = FIXED) -> list[str]:
         " A main effect is averaged over all other values of the grid; an interaction is by how much one "
         "effect changes with the other (not halved). p (Holm) counts all effects."
     )
+    if found.flags:
+        lines[0] += f" Of its arms {tally(found.flags)}; all are counted."
     if others:
         first = ", ".join(f"{key} {shown(grid.levels[grid.factors.index(key)][0])}" for key in others)
         lines[0] += f" Other values are compared with {first}."
@@ -263,7 +310,7 @@ def published_table(gaps: Sequence[Gap], scores: Scores) -> Table:
         means = [DASH] if each.ours is None else [_mean(found) for found in each.ours.estimates]
         cells = [each.published.method, printed(each.published.values)]
         cells += [" / ".join(means) if each.ours is not None and each.ours.n else DASH]
-        cells += [str(each.ours.n) if each.ours is not None else DASH]
+        cells += [n_of(each.ours.n, each.ours.flagged.flags) if each.ours is not None else DASH]
         cells += [signed(each.gap.mean if each.gap is not None else None, 2), signed_interval(each.gap)]
         rows.append([*cells, statuses(each.published.values), f"PAPER {each.published.source}"])
     return Table([*head, "status", "source"], rows)

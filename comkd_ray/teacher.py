@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ Prompts = dict[str, Tensor]
 """Learnable tensors with a leading 1: `text`, and `visual` where the image tower learns too."""
 Encoder = Callable[[NDArray[np.int64], int, Tensor | None], Tensor]
 """(images, view, visual prompts [1, depth, L, W] or None) -> features [len(images), D]."""
+Expect = Callable[[Iterable[NDArray[np.int64]]], None]
+"""Is told which images the encoder is asked for next, in this order."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -179,7 +181,13 @@ def average_weights(epochs: int, mean: float, std: float) -> list[float]:
 
 
 def fit_teacher(
-    key: str, config: Teacher, clip: Clip, shots: FewShots, encode: Encoder, progress: Progress
+    key: str,
+    config: Teacher,
+    clip: Clip,
+    shots: FewShots,
+    encode: Encoder,
+    progress: Progress,
+    expect: Expect = lambda batches: None,
 ) -> TunedTeacher:
     """Tune the prompts; `teacher.keep` says which become final. UserError where they diverge.
 
@@ -199,6 +207,7 @@ def fit_teacher(
         rate = per_arm([learning_rate(epoch, config.epochs, config.lr, WARMUP_LR)], clip.device)
         view = 1 + (epoch - 1) % shots.views
         batches = _batches(shots, config, epoch)
+        expect(shots.images[batch] for batch in batches)
         for step, batch in enumerate(batches, 1):
             lesson.loss(batch, view, prompts).backward()
             optimizer.step(rate)

@@ -83,6 +83,7 @@ def fit(
             leaving |= dict.fromkeys(cohort.weaker(values, enough), "pruned")
         if epoch == epochs:
             leaving = {arm.arm: leaving.get(arm.arm, "complete") for arm in cohort.arms}
+        cohort.test(leaving)
         ended = [
             Ended(*cohort.record(arm, status), cohort.best.get(arm) if status == "complete" else None)
             for arm, status in leaving.items()

@@ -85,9 +85,11 @@ def identify(study: Study, card: Card, overrides: Overrides) -> str:
 class CohortSearcher(Searcher):  # type: ignore[misc]
     """Asks for a cohort of arms at once, and tells each arm as soon as its record is there."""
 
-    def __init__(self, study: Study, run: Path, cache: Path, arms: Arms, card: Card) -> None:
+    def __init__(self, study: Study, run: Path, cache: Path, arms: Arms, card: Card, size: int) -> None:
+        """size: arms of a cohort."""
         super().__init__()  # no metric: Tune would want it in every report
         self.study, self.run, self.cache, self.arms, self.card = study, run, cache, arms, card
+        self.size = size
         self.records = read_records(run)
         self.cohorts: dict[str, dict[str, Asked]] = {}
         """Running cohorts by name: their arms that have not ended."""
@@ -149,7 +151,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         """Arms of the next cohort: proposals that are known already are answered at once."""
         asked: list[Asked] = []
         running = {arm for cohort in self.cohorts.values() for arm in cohort}
-        while len(asked) < self.study.search.arms_per_trial and self.arms.left():
+        while len(asked) < self.size and self.arms.left():
             proposal = self.arms.ask()
             arm = identify(self.study, self.card, proposal.overrides)
             if arm in self.records or arm in running:

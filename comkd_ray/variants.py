@@ -24,6 +24,7 @@ from comkd_ray.arms import (
     scores_of,
     searched_keys,
 )
+from comkd_ray.collapse import Flagged, among
 from comkd_ray.pairing import FIXED, Paired, Rule, differences, family
 from comkd_ray.search_space import Scalar
 from comkd_ray.stats import Estimate, estimate
@@ -48,6 +49,7 @@ class Variant(NamedTuple):
     """Median."""
     paired: Paired | None
     """Minus the first variant, by seed; None for the first itself and where no seed has both."""
+    flagged: Flagged = Flagged()
 
 
 class Variants(NamedTuple):
@@ -84,6 +86,13 @@ def variants(arms: pl.DataFrame, enumerated: bool | None, rule: Rule = FIXED) ->
     return Variants(rows, [(key, shown(groups[0][0][key])) for key in keys])
 
 
+def named(arms: pl.DataFrame) -> list[tuple[str, Setting, pl.DataFrame]]:
+    """Every setting of a grid or a list, in the study's order: its name, values, and arms of any status."""
+    groups = _settings(arms)
+    names = _names(arms, groups, _varied([setting for setting, _ in groups])) if groups else []
+    return [(name, *group) for name, group in zip(names, groups, strict=True)]
+
+
 def _variant(name: str, rows: pl.DataFrame, tests: Sequence[str], paired: Mapping[str, Paired]) -> Variant:
     values = [[float(value) for value in rows[test].drop_nulls()] for test in tests]
     headline = values[-1]
@@ -96,6 +105,7 @@ def _variant(name: str, rows: pl.DataFrame, tests: Sequence[str], paired: Mappin
         max(headline, default=None),
         float(epoch) if isinstance(epoch, int | float) else None,
         paired.get(name),
+        among(rows),
     )
 
 

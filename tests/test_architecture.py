@@ -46,7 +46,10 @@ ALLOWED = {
     "data.datasets": "config data.folders data.layouts data.raw data.splits errors |",
     "data.inspection": "config data.datasets data.folders data.layouts data.splits errors |",
     "data.views": "data.splits | torch",
-    "data.pixels": "data.datasets data.views errors |",
+    "data.decoding": "|",
+    "data.storing": "data.datasets data.decoding data.folders errors |",
+    "data.pixels": "data.datasets data.decoding data.storing data.views errors |",
+    "data.stream": "config data.datasets data.decoding data.pixels data.storing errors | torch",
     # method
     "losses": "| torch",
     "metrics": "| torch",
@@ -59,7 +62,8 @@ ALLOWED = {
     "bank_store": "errors results |",
     "bank_care": "bank_store errors |",
     "bank": "bank_store data.pixels data.views errors study_file | torch",
-    "photographs": "config data.datasets data.pixels data.splits errors models protocols study_file |",
+    "photographs": "config data.datasets data.pixels data.splits data.stream errors models protocols"
+    " study_file |",
     "material": "bank config errors models photographs results study_file | safetensors torch",
     "teacher": "config errors losses material models optim prompts results study_file"
     " | open_clip safetensors torch",
@@ -75,6 +79,8 @@ ALLOWED = {
     "progress": "|",
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
+    "memory_probe": "cohort config data.datasets errors jobs material models results search_space study_file"
+    " | torch",
     "optuna_search": "config protocols results search_space study_file | optuna",
     "ablation": "config optuna_search results search_space study_file |",
     "ledger": "config errors jobs material results search_space study_file words |",
@@ -83,8 +89,8 @@ ALLOWED = {
     "retune": "arms config designs errors jobs results search_space study_file words |",
     "ablation_plan": "config designs fractional ledger planner sequential words |",
     "cluster": "config errors | ray",
-    "ray_train": "config data.pixels errors jobs material prepare progress results stage_one study_file"
-    " train | ray ray.train torch",
+    "ray_train": "config data.pixels errors jobs material memory_probe prepare progress results stage_one"
+    " study_file train | ray ray.train torch",
     "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
     " study_file weights | ray ray.tune",
     # report
@@ -98,51 +104,57 @@ ALLOWED = {
     "arms": "errors protocols search_space | polars",
     "fractional": "|",
     "designs": "arms config errors fractional search_space study_file words |",
-    "pairing": "arms comparison sequential | polars",
-    "variants": "arms pairing search_space stats words | polars",
+    "collapse": "arms stats | polars",
+    "pairing": "arms collapse comparison sequential | polars",
+    "variants": "arms collapse pairing search_space stats words | polars",
     "claims": "arms config designs pairing search_space study_file words | polars",
     "retuned": "claims config designs pairing search_space study_file words | polars",
-    "document": "markup words | plotly",
     "run": "arms config errors pairing protocols results retuned study_file | polars",
-    "reference_rows": "arms config search_space stats study_file words | polars",
-    "components": "arms config errors factorial pairing reference_rows stats | polars",
+    "reference_rows": "arms collapse config search_space stats study_file words | polars",
+    "components": "arms collapse config errors factorial pairing reference_rows stats | polars",
     "published": "|",
     "published_gap": "config published reference_rows stats |",
-    "tables": "arms comparison components factorial pairing published published_gap reference_rows retuned"
-    " stats variants words |",
-    "markdown": "components pairing published_gap reference_rows run tables variants |",
-    "figure": "arms words | plotly",
-    "plots": "arms figure protocols stats | plotly polars",
-    "cost_plots": "arms figure reference_rows stats | plotly polars",
-    "search_plots": "arms figure protocols search_space | optuna plotly polars",
-    "retuned_plots": "figure pairing retuned stats | plotly",
-    "cd_plots": "across_datasets figure | plotly",
-    "joint_report": "across_datasets arms cd_plots claims designs document errors markup report_figures"
-    " report_tables results run stats tables words | polars",
+    "tables": "arms collapse comparison components factorial pairing published published_gap reference_rows"
+    " retuned stats variants words |",
+    "costs": "arms config tables variants words | polars",
+    "markdown": "arms collapse components pairing published_gap reference_rows run tables variants |",
+    "joint": "across_datasets arms collapse config errors reference_rows run stats study_file variants words"
+    " | polars",
+    "figure": "arms collapse words | plotly",
+    "plots": "arms collapse figure protocols stats | plotly polars",
+    "cost_plots": "arms collapse figure reference_rows stats | plotly polars",
+    "search_study": "arms protocols search_space | optuna polars",
+    "search_plots": "arms collapse figure protocols search_study | optuna plotly polars",
+    "importance": "arms figure protocols search_study | optuna plotly polars",
     "knob_plots": "arms claims config designs figure search_space stats words | plotly polars",
     "main_effects": "arms claims config designs errors factorial search_space stats | polars",
-    "findings": "arms pairing protocols reference_rows words | polars",
-    "report_tables": "arms components findings markup pairing protocols stats tables words | polars",
+    "retuned_plots": "figure pairing retuned stats | plotly",
+    "rank_plot": "across_datasets figure | plotly",
+    "findings": "arms collapse pairing protocols reference_rows words | polars",
+    "report_tables": "arms collapse components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
-    "report_figures": "arms components cost_plots document figure findings markup plots reference_rows"
-    " report_facts report_tables run search_plots variants | plotly",
+    "document": "markup words | plotly",
+    "report_figures": "arms collapse components cost_plots costs document figure findings importance markup"
+    " plots reference_rows report_facts report_tables run search_plots variants | plotly",
     "report_ablation": "components config document knob_plots main_effects markup report_figures"
     " report_tables retuned retuned_plots run tables |",
     "report": "document findings markup published published_gap reference_rows report_ablation report_facts"
     " report_figures report_tables results run tables variants |",
+    "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
+    " report_tables results run tables words |",
     # top
-    "plan": "arms config data.datasets data.folders errors jobs models photographs planner prepare"
-    " protocols search_space study_file | open_clip torch",
-    "study_run": "ablation cache cluster config data.datasets errors growth ledger material"
-    " optuna_search photographs plan prepare progress protocols provenance ray_train report"
-    " results study_file tune weights |",
+    "plan": "arms cache config data.datasets data.folders data.storing data.stream errors jobs memory_probe"
+    " models photographs planner prepare protocols search_space study_file | open_clip torch",
+    "study_run": "ablation cache cluster config data.datasets errors growth ledger material memory_probe"
+    " optuna_search photographs plan prepare progress protocols provenance ray_train report results"
+    " study_file tune weights |",
     "ablation_run": "ablation_plan cluster config designs errors joint_report ledger plan progress retune"
     " starting_point study_file study_run words |",
     # measuring
-    "bench_files": "bank data.views photographs | torch torchvision",
+    "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
-    " photographs prepare prompts protocols stage_one student study_file teacher | torch",
-    "bench_step": "bank bank_store bench_files cohort config data.datasets losses material models"
+    " photographs prepare prompts results stage_one student study_file teacher | torch",
+    "bench_step": "bank bank_store bench_files cohort config data.datasets data.stream losses material models"
     " photographs prompts provenance search_space stage_one student study_file teacher | torch",
     "bench_table": "config |",
     "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
@@ -159,13 +171,11 @@ ALLOWED = {
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "arms", "fractional", "designs", "pairing", "variants", "claims", "retuned", "run",
-    "reference_rows", "components",
-    "published", "published_gap",
-    "tables", "markdown", "figure", "plots", "cost_plots", "search_plots", "knob_plots",
-    "retuned_plots", "cd_plots", "joint_report", "document", "main_effects",
-    "findings", "markup", "report_ablation", "report_tables", "report_facts", "report_figures", "report",
-    "results",
+    "arms", "fractional", "designs", "claims", "retuned", "knob_plots", "main_effects", "retuned_plots",
+    "report_ablation", "collapse", "pairing", "variants", "run", "reference_rows", "components", "published",
+    "published_gap", "tables", "costs", "markdown", "joint", "figure", "plots", "cost_plots", "search_study",
+    "search_plots", "importance", "rank_plot", "findings", "markup", "report_tables", "report_facts",
+    "document", "report_figures", "report", "joint_report", "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}
 

@@ -19,7 +19,7 @@ from comkd_ray.baseline import Published, items, open_arm, probe, train_arm
 from comkd_ray.bench_files import FileViews
 from comkd_ray.cohort import Arm, Cohort, Knobs
 from comkd_ray.config import Study
-from comkd_ray.data.datasets import TRAIN
+from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.material import Material, open_material, read_card, write_card
 from comkd_ray.train import EpochReport, fit
 
@@ -119,11 +119,21 @@ def test_images_are_seen_in_the_products_order(arm: Callable[..., Published], wo
 def test_scores_of_the_same_pixels_are_the_products(arm: Callable[..., Published], world: Path) -> None:
     one = arm(BOTH)
     cohort, material = ours(world, one.study)
-    images, device = one.photographs.evaluated, torch.device("cpu")
-    store = material.photographs.store
-    parts = (images[k : k + 7] for k in range(0, len(images), 7))
-    batches = [[pixels_of(store, part, CENTER, size, device) for size in one.sizes] for part in parts]
-    assert one.evaluate(batches, images) == pytest.approx(cohort.evaluate()[0])
+    store, device = material.photographs.store, torch.device("cpu")
+
+    def batches(part: int) -> list[list[Tensor]]:
+        images = one.photographs.part(part)
+        parts = (images[k : k + 7] for k in range(0, len(images), 7))
+        return [[pixels_of(store, some, CENTER, size, device) for size in one.sizes] for some in parts]
+
+    seen = cohort.evaluate()[0]
+    assert one.evaluate(batches(VAL), VAL) == pytest.approx(seen)
+    cohort.charge([{"arm": "only", "epoch": 1, "loss": 1.0, **seen}], 1.0)
+    cohort.test(["only"])
+    row = cohort.history["only"][0]
+    tested = one.evaluate(batches(TEST), TEST)
+    assert tested == pytest.approx({key: row[key] for key in tested})
+    assert set(tested) == {"test_base_accuracy", "test_novel_accuracy", "test_harmonic_mean"}
 
 
 def test_a_trained_arm_has_the_losses_of_the_product(arm: Callable[..., Published], world: Path) -> None:
@@ -149,9 +159,9 @@ def test_every_image_of_every_step_and_evaluation_goes_through_the_teacher(
     seen: list[int] = []
     one.teacher.visual.conv1.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))  # type: ignore[union-attr]
     row = train_arm(one, workers=0)
-    train, evaluated = len(one.photographs.part(TRAIN)), len(one.photographs.evaluated)
+    train, val, test = (len(one.photographs.part(part)) for part in (TRAIN, VAL, TEST))
     full = train - train % one.study.train.batch_size
-    assert row["teacher_images"] == sum(seen) == one.study.train.epochs * (full + evaluated)
+    assert row["teacher_images"] == sum(seen) == one.study.train.epochs * (full + val) + test
 
 
 def test_the_probe_tries_loaders_and_puts_the_fastest_first(

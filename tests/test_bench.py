@@ -29,8 +29,8 @@ from comkd_ray.bench_sweep import (
     teacher_images,
     tune_command,
 )
-from comkd_ray.bench_table import Way, lines, seed_deviation, summary
-from comkd_ray.data.datasets import TRAIN
+from comkd_ray.bench_table import Way, grown, growth_lines, lines, seed_deviation, summary
+from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
 from comkd_ray.material import write_card
 from comkd_ray.photographs import open_photographs
@@ -126,10 +126,29 @@ def test_a_study_that_did_not_end_well_is_no_measurement(said: str, why: str) ->
 
 def test_a_process_is_timed_with_its_memory() -> None:
     code = "import time; held = bytearray(60_000_000); time.sleep(1.2); print(len(held))"
-    out, seconds, peak = run_timed([sys.executable, "-c", code], os.environ)
-    assert out == "60000000\n"
-    assert seconds > 1.2
-    assert 60_000_000 < peak < 2_000_000_000
+    done = run_timed([sys.executable, "-c", code], os.environ)
+    assert done.out == "60000000\n"
+    assert done.seconds > 1.2
+    assert 60_000_000 < done.own_peak <= done.peak < 2_000_000_000
+
+
+def test_memory_alone_is_without_what_a_process_started() -> None:
+    child = "held = bytearray(90_000_000); import time; time.sleep(1.2)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{child}'])"
+    done = run_timed([sys.executable, "-c", code], os.environ)
+    assert done.own_peak < 60_000_000
+    assert done.peak > done.own_peak + 80_000_000
+
+
+def test_growth_is_told_from_the_fewest_to_the_most(world: Path) -> None:
+    few, many = (
+        Way("cohorts", n, s, m, 0, 0, driver_bytes=m) for n, s, m in ((8, 10.0, 2**30), (32, 30.0, 2**30))
+    )
+    found = grown(outer.study(world), {32: many, 8: few})
+    assert (found["ratio_arms"], found["ratio_seconds"], found["ratio_driver_bytes"]) == (4, 3, 1)
+    assert (
+        growth_lines(found)[-1] == "4 times the arms: 3.00 times the seconds, 1.00 times the driver's memory"
+    )
 
 
 def test_a_process_that_fails_is_one_line() -> None:
@@ -147,8 +166,9 @@ def test_the_published_way_runs_in_processes_of_its_own(world: Path, tmp_path: P
     study = study_of(outer.study(world), "published", 8)
     photographs = open_photographs(study, tmp_path / "cache", lambda *_: None)
     batch, train = study.train.batch_size, len(photographs.part(TRAIN))
-    count = train // batch * batch + len(photographs.evaluated)
-    assert found.teacher_images_in_trials == 8 * study.train.epochs * count
+    each = train // batch * batch + len(photographs.part(VAL))
+    count = study.train.epochs * each + len(photographs.part(TEST))
+    assert found.teacher_images_in_trials == 8 * count
     assert (found.arms_run, len(found.scores), len(said)) == (1, 1, 3)
     assert found.loader is not None
     assert found.loader["seconds_per_step"] > 0

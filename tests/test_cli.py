@@ -300,7 +300,7 @@ def test_a_full_disk_is_noticed_before_decoding(
     tune: Callable[..., Tune], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100_000, 99_000, 1_000))
-    ended = tune()
+    ended = tune("--set", "data.pixels=store")
     assert "the decoded images need 122,880 bytes, 1,000 are free" in ended.refusal
     assert "COMKD_CACHE" in ended.refusal
     assert not ended.run.exists()
@@ -351,7 +351,9 @@ def test_a_study_that_changed_is_not_resumed_and_the_keys_are_named(
     assert refusal.endswith("--resume goes on with the same study, but data.shots, train.lr changed\n")
 
 
-@pytest.mark.parametrize("setting", ["compute.cpus=2", "note=other", "search.arms_per_trial=4"])
+@pytest.mark.parametrize(
+    "setting", ["compute.cpus=2", "note=other", "search.arms_per_trial=auto", "data.pixels=stream"]
+)
 def test_what_does_not_change_the_search_may_change_on_the_way(
     tune: Callable[..., Tune], world: Path, tmp_path: Path, setting: str
 ) -> None:

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from comkd_ray.cli import main
 
 LEVELS = {
-    (0, False, False): 60,
-    (4, False, False): 62,
-    (4, True, False): 63,
-    (4, False, True): 62,
-    (4, True, True): 65,
+    (0, False, False): 80,
+    (4, False, False): 82,
+    (4, True, False): 83,
+    (4, False, True): 82,
+    (4, True, True): 85,
 }
 """Score of a method at seed 0; every seed adds a point, so differences have no spread."""
 
@@ -39,8 +39,8 @@ def test_eight_rows_and_paired_differences(tmp_path: Path) -> None:
     assert "- protocol: base to novel, selection strict, inductive" in lines
     assert "| test (%) | n | base | novel | harmonic mean |" in lines
     assert "| student zero-shot | 1 | 74.00 | 70.00 | 71.94 |" in lines
-    assert "| projector only | 3 | 62.00 \u00b1 1.00 | 62.00 \u00b1 1.00 | 62.00 \u00b1 1.00 |" in lines
-    assert "| PromptKD | 3 | 64.00 \u00b1 1.00 | 64.00 \u00b1 1.00 | 64.00 \u00b1 1.00 |" in lines
+    assert "| projector only | 3 | 82.00 \u00b1 1.00 | 82.00 \u00b1 1.00 | 82.00 \u00b1 1.00 |" in lines
+    assert "| PromptKD | 3 | 84.00 \u00b1 1.00 | 84.00 \u00b1 1.00 | 84.00 \u00b1 1.00 |" in lines
     end = "| 0.25 | 0.25 | 1 | not decidable with n = 3 | about 5 |"  # 4 claims: 8 seeds at least
     assert f"| projector only | 3 | \u22122.00 | \u22122.00 to \u22122.00 {end}" in lines
     assert f"| PromptKD + IFAlign | 3 | +1.00 | +1.00 to +1.00 {end}" in lines
@@ -66,7 +66,7 @@ def test_a_full_factorial_says_what_each_module_is_worth(tmp_path: Path) -> None
 
 def test_one_score_where_there_are_no_halves(tmp_path: Path) -> None:
     lines = markdown(tmp_path, ("all_classes", "strict"), "caltech101")
-    assert "| ComKD-CLIP | 3 | 67.00 \u00b1 1.00 |" in lines
+    assert "| ComKD-CLIP | 3 | 87.00 \u00b1 1.00 |" in lines
     assert "| test (%) | n | accuracy |" in lines
     assert "protocol all_classes (published on caltech101: base_to_novel, cross_dataset)" in lines[-1]
 
@@ -84,9 +84,9 @@ def test_a_choice_on_the_test_set_is_said_first(tmp_path: Path, kind: tuple[str,
 
 def test_published_numbers_stand_beside_ours(tmp_path: Path) -> None:
     lines = markdown(tmp_path, ("domain_generalization", "promptkd"), "imagenet_v2")
-    gap = "\u22125.77 | \u22128.25 to \u22123.29"
-    assert f"| PromptKD | 69.77 | 64.00 | 3 | {gap} | VERIFIED | PAPER 4.28 |" in lines
-    assert "| ComKD-CLIP | \u2013 | 67.00 | 3 | \u2013 | \u2013 | UNKNOWN | PAPER 4.29 |" in lines
+    gap = "+14.23 | +11.75 to +16.71"
+    assert f"| PromptKD | 69.77 | 84.00 | 3 | {gap} | VERIFIED | PAPER 4.28 |" in lines
+    assert "| ComKD-CLIP | \u2013 | 87.00 | 3 | \u2013 | \u2013 | UNKNOWN | PAPER 4.29 |" in lines
 
 
 def test_no_results_is_one_clear_line(tmp_path: Path) -> None:

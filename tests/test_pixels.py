@@ -20,9 +20,8 @@ from PIL import Image
 
 import comkd_ray
 from comkd_ray.config import Data
-from comkd_ray.data import pixels
 from comkd_ray.data.datasets import TEST, TRAIN, ImageTable, open_dataset
-from comkd_ray.data.pixels import kept, open_store
+from comkd_ray.data.pixels import kept, open_store, place
 from comkd_ray.data.views import image_keys
 from comkd_ray.errors import UserError
 
@@ -243,7 +242,7 @@ def test_processes_that_open_at_once_build_once(tmp_path: Path) -> None:
     Whoever held the lock before died and left its temporary folder.
     """
     table = photographs(tmp_path / "set", 70)
-    lock = tmp_path / "pixels" / f"{pixels._key(table, SIDE)}.lock"
+    lock = place(table, SIDE, tmp_path).with_suffix(".lock")
     lock.parent.mkdir()
     lock.with_suffix(".partial").mkdir()
     with FileLock(lock):

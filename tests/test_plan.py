@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,35 @@ def test_images_steps_and_bytes_follow_from_the_study(make_study: MakeStudy) -> 
     assert (plan.arms, plan.epochs, plan.steps, plan.views) == (7, 2, 2 * (32 // 12), 2)
     assert plan.bank_bytes == 2 * ((2 * 32 + 40) * 24 + 40 * 16)
     assert plan.pixel_bytes == 72 * 3 * 40 * 40
+    assert plan.arms_per_trial == 8
     assert plan.gpu_hours == (plan.teacher_flops + plan.student_flops) / RATE / 3600
     assert dict(plan.explained)["teacher learns from"].startswith("8 ")
+
+
+def test_pixels_that_do_not_fit_are_streamed_and_it_is_said(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COMKD_CACHE", str(tmp_path / "none"))
+    words = [dict(make_plan(make_study()).lines())["pixels"]]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100_000, 99_000, 1_000))
+    plan = make_plan(make_study())
+    words.append(dict(plan.lines())["pixels"])
+    assert words == [
+        "data: stored, 346 kB; a store takes less than 50% of the free disk and of the memory",
+        "data: decoded from files at every use; a store would take more than 50% of the free disk (346 kB)",
+    ]
+    assert plan.pixel_bytes == 0
+    assert json.loads(plan.as_json())["pixels"] == words[1:]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    (5, "5"), ("auto", "as many as 80% of the memory holds, on a CPU at most 8; probed before the search"),
+])  # fmt: skip
+def test_the_size_of_cohorts_is_said(make_study: MakeStudy, value: int | str, words: str) -> None:
+    plan = make_plan(make_study({"search.arms_per_trial": value}))
+    assert dict(plan.lines())["arms in a cohort"] == words
+    assert json.loads(plan.as_json())["arms_per_trial"] == value
 
 
 def test_students_cost_as_many_times_more_as_there_are_arms(make_study: MakeStudy) -> None:

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from optuna.trial import TrialState
 
-from comkd_ray import cost_plots, plots, results, search_plots, study_file
+from comkd_ray import cost_plots, importance, plots, results, search_plots, search_study, study_file
 from comkd_ray.figure import NoFigure, hover
 from comkd_ray.search_space import Dimension
 
@@ -22,7 +22,7 @@ SPACE = study_file.build(fake_run.study_tree(fake_run.SPACE), "fake").search.spa
 FIGURES: dict[str, Callable[[pl.DataFrame, pl.DataFrame], go.Figure]] = {
     "history": lambda a, _: search_plots.history_plot(search_plots.history_info(a, SPACE)),
     "parallel": lambda a, _: search_plots.parallel_plot(search_plots.parallel_info(a, SPACE)),
-    "importance": lambda a, _: search_plots.importance_plot(search_plots.importance_info(a, SPACE)),
+    "importance": lambda a, _: importance.importance_plot(importance.importance_info(a, SPACE)),
     "modules": lambda a, _: plots.modules_plot(plots.modules_info(a)),
     "curves": lambda a, e: plots.curves_plot(plots.curves_info(a, e)),
     "size": lambda a, _: cost_plots.size_plot(cost_plots.size_info(a)),
@@ -74,13 +74,8 @@ def test_every_figure_draws_or_gives_one_line(runs: dict[str, Path], case: str, 
             FIGURES[name](arms, epochs)
 
 
-def test_equal_values_have_no_importance(arms: pl.DataFrame) -> None:
-    with pytest.raises(NoFigure, match="same value"):
-        search_plots.importance_info(arms.with_columns(objective=70.0), SPACE)
-
-
 def test_study_is_rebuilt_with_states_and_conditional_keys(arms: pl.DataFrame) -> None:
-    study = search_plots.rebuild_study(arms, SPACE)
+    study = search_study.rebuild_study(arms, SPACE)
     rows = arms.rows(named=True)
     states = {
         "complete": TrialState.COMPLETE,
@@ -101,12 +96,12 @@ def test_study_is_rebuilt_with_states_and_conditional_keys(arms: pl.DataFrame) -
 def test_ranges_come_from_the_study_and_widen_for_arms_set_by_hand(tmp_path: Path) -> None:
     rows = table(tmp_path, [fake_run.arm(n, {"loss.temperature": t}) for n, t in enumerate((2.0, 9.5))])
     space = {"loss.temperature": Dimension(float=(1.0, 8.0), log=True)}
-    found = search_plots.rebuild_study(rows, space).trials[0].distributions["loss.temperature"]
+    found = search_study.rebuild_study(rows, space).trials[0].distributions["loss.temperature"]
     assert found == optuna.distributions.FloatDistribution(1.0, 9.5, log=True)
 
 
 def test_ranges_come_from_the_rows_without_a_study(arms: pl.DataFrame) -> None:
-    trial = search_plots.rebuild_study(arms, {}).trials[0]
+    trial = search_study.rebuild_study(arms, {}).trials[0]
     assert isinstance(trial.distributions["train.lr"], optuna.distributions.FloatDistribution)
     modules = trial.distributions["student.ifalign"]
     assert modules == optuna.distributions.CategoricalDistribution((False, True))
@@ -114,7 +109,7 @@ def test_ranges_come_from_the_rows_without_a_study(arms: pl.DataFrame) -> None:
 
 def test_optuna_logs_as_before(arms: pl.DataFrame) -> None:
     level = optuna.logging.get_verbosity()
-    search_plots.rebuild_study(arms, SPACE)
+    search_study.rebuild_study(arms, SPACE)
     assert optuna.logging.get_verbosity() == level
 
 
@@ -141,20 +136,8 @@ def test_parallel_axes_carry_whole_names(arms: pl.DataFrame) -> None:
     assert info.labels == ["val_harmonic_mean (%)", *sorted(fake_run.SPACE)]
     figure = search_plots.parallel_plot(info)
     assert "student.<br>attention_scale" in figure.layout.xaxis.ticktext
+    assert figure.layout.xaxis.ticktext[0] == "val_harmonic_<br>mean<br>(%)"
     assert len([trace for trace in figure.data if trace.mode == "lines"]) == 16
-
-
-def test_importance_is_of_full_budget_arms_and_sums_to_one(arms: pl.DataFrame) -> None:
-    info = search_plots.importance_info(arms, SPACE)
-    assert sum(info.importances.values()) == pytest.approx(1.0)
-    assert set(info.importances) == set(fake_run.SPACE)
-    assert (info.arms, info.top) == (16, 5 / 16)
-
-
-def test_importance_finds_the_key_that_decides(tmp_path: Path) -> None:
-    rows = table(tmp_path, [fake_run.arm(n, fake_run.drawn(n)) for n in range(40)])
-    steep = rows.with_columns(objective=80 - (pl.col("loss.temperature") - 2).abs())
-    assert next(iter(search_plots.importance_info(steep, SPACE).importances)) == "loss.temperature"
 
 
 def test_modules_hold_every_arm_once(arms: pl.DataFrame) -> None:

@@ -510,6 +510,16 @@ def test_prompts_that_a_tower_cannot_take_are_remarked(
     assert check(make_study(conv | {"student.prompt_length": 0}), cache, quiet) == []
 
 
+def test_streaming_that_nobody_asked_for_is_remarked(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100_000, 99_000, 1_000))
+    for _ in range(2):  # and it goes on so
+        (remark,) = check(make_study(), tmp_path / "cache", quiet)
+        assert remark.startswith("data: images are decoded from their files at every use")
+    assert check(make_study({"data.pixels": "stream"}), tmp_path / "cache", quiet) == []
+
+
 # Views ------------------------------------------------------------------------------------------
 
 

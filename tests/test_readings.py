@@ -208,7 +208,9 @@ def evaluated(one: Cohort) -> np.ndarray[Any, Any]:
 def predicted(one: Cohort) -> list[int]:
     images = evaluated(one)
     with torch.no_grad():
-        return one._predict(images, torch.from_numpy(one.material.photographs.labels[images]))[0].tolist()
+        return one._predict(one.student, images, torch.from_numpy(one.material.photographs.labels[images]))[
+            0
+        ].tolist()
 
 
 def group_scores(one: Cohort, image: int, keys: str) -> dict[int, float]:

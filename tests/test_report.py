@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from comkd_ray import arms as arms_room
-from comkd_ray import report, results, run
+from comkd_ray import joint_report, report, results, run
 from comkd_ray.errors import UserError
 from comkd_ray.findings import findings, sentences
 from comkd_ray.markup import Html, join, table, tag, text
@@ -105,7 +105,7 @@ def test_headline_of_a_grid_says_what_is_supported_and_what_takes_more_seeds(tmp
     """IFAlign is worth 1 in each of 7 seeds; EduAttention -2 to 4, mostly noise."""
     noise = pl.when(arms_room.EDU_ATTENTION).then(pl.col("seed") - 3).otherwise(0)
     folder = fake_run.write(tmp_path, fake_run.grid_arms(7), fake_run.study_tree(fake_run.GRID, "grid"))
-    arms = results.read_arms(folder).with_columns(test_harmonic_mean=70.0 + noise + pl.col(arms_room.IFALIGN))
+    arms = results.read_arms(folder).with_columns(test_harmonic_mean=80.0 + noise + pl.col(arms_room.IFALIGN))
     found = findings(arms, True)
     lines = sentences(found)
     assert lines[2].endswith(
@@ -279,10 +279,14 @@ def test_scores_chosen_on_test_say_so_wherever_they_stand(tmp_path: Path, kind: 
     assert f'<p class="notice">Scores of arms on this page are {WARNING}' in words
     assert "no estimate of new images" in words[: words.index('<dl class="tiles">')]
     assert "of the best arm, chosen on the test set" in words
-    assert words.count(f'<p class="warned">{WARNING}') == 6  # every figure but the cost
+    assert words.count(f'<p class="warned">{WARNING}') == 5  # all but cost; a grid has no importance
     titles = re.findall(r"<h3[^>]*>(.*?)</h3>", words)
     silent = [title for title in titles if WARNING not in title]
-    assert silent == ["Who learned from what, what chose, what was tested"]
+    assert silent == [
+        "Who learned from what, what chose, what was tested",
+        "What was spared",
+        "What it took, by arm, variant and seed",
+    ]
     assert ("transductive: trained on the test images" in words) == (kind[0] == "domain_generalization")
     assert "Test labels took no part" not in words
     assert "The search saw no test label" not in words
@@ -379,7 +383,7 @@ def test_a_browser_shows_each_kind_of_scores(tmp_path: Path, browser: Chrome, ki
     browser.get_log("browser")
     found = opened(browser, path, NARROW, "dark")
     assert found["over"] <= 0
-    assert found["drawn"] == found["plots"] == 7
+    assert found["drawn"] == found["plots"] == 6  # a grid has no importance
     assert browser.get_log("browser") == []
 
 
@@ -418,6 +422,21 @@ def test_a_browser_shows_a_study_without_results(tmp_path: Path, browser: Chrome
     found = opened(browser, path, NARROW, "light")
     assert found["drawn"] == found["plots"] == 2
     assert found["over"] <= 0
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_a_browser_draws_several_runs(tmp_path: Path, browser: Chrome, width: int) -> None:
+    folders = [
+        eight(tmp_path / name, fake_run.KINDS[0], data={"dataset": name, "root": "/d"})
+        for name in ("dtd", "eurosat", "ucf101")
+    ]
+    for folder in folders:
+        (folder / "provenance.json").unlink()  # the hash of made-up data is the same in all
+    browser.get_log("browser")
+    found = opened(browser, joint_report.build(folders, tmp_path / "joint.html"), width, "dark")
+    assert found["over"] <= 0
+    assert found["drawn"] == found["plots"] == 1
+    assert browser.get_log("browser") == []
 
 
 def test_epochs_of_a_foreign_table_are_no_trouble(study: Path) -> None:

@@ -86,7 +86,7 @@ def search_grid(world: Path, run: Path, arms_per_trial: int, **compute: Any) -> 
     card = prepare.prepare(study, world / "cache", lambda *_: None)
     write_card(run, card)
     arms = GridArms(study, lambda cell: ray_search.identify(study, card, cell), ())
-    searcher = ray_search.CohortSearcher(study, run, world / "cache", arms, card)
+    searcher = ray_search.CohortSearcher(study, run, world / "cache", arms, card, arms_per_trial)
     count = cluster.trial_slots(study.compute)
     ray_search.search(searcher, count, verbose=False)
     assert searcher.total == len(searcher.records)

@@ -101,11 +101,13 @@ def render(pixels: Tensor, boxes: Tensor, flips: Tensor | None, size: int) -> Te
     columns are each one product with a weight matrix [O, S] of every image.
     """
     images, _, side, _ = pixels.shape
-    edges = boxes.to(device=pixels.device, dtype=torch.float32) * side
+    edges = boxes.to(device=pixels.device, dtype=torch.float32, non_blocking=True) * side
     rows = _resampling(edges[:, 0], edges[:, 2], side, size)
     columns = _resampling(edges[:, 1], edges[:, 3], side, size)
     if flips is not None:
-        columns = torch.where(flips.to(pixels.device)[:, None, None], columns.flip(1), columns)
+        columns = torch.where(
+            flips.to(pixels.device, non_blocking=True)[:, None, None], columns.flip(1), columns
+        )
     with torch.autocast(pixels.device.type, enabled=False):  # 8 bits of bfloat16 are too few
         wide = pixels.to(torch.float32).reshape(images, 3 * side, side) @ columns.transpose(1, 2)
         tall = rows[:, None] @ wide.reshape(images, 3, side, size)
