@@ -8,6 +8,7 @@ cell's record. Arms that halving pruned, or that failed, are nobody's.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from comkd_ray.material import read_card
 from comkd_ray.results import Row, write_record
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import TOWER
+from comkd_ray.weights import FOLDER as STUDENTS
 from comkd_ray.words import counted
 
 TAKEN_FROM = "taken_from"
@@ -73,7 +75,8 @@ def foretell_shared(study: Study, run: Path) -> Shared:
 def take_shared(study: Study, run: Path, identity: str) -> Shared:
     """Copy what earlier runs trained into this run's records; each row says where it comes from.
 
-    A key without effect on the arm has the cell's value, whatever the earlier study had written there.
+    A key without effect on the arm has the cell's value, whatever the earlier study had written there. A
+    student comes along where the earlier study kept it.
     """
     shared, cells = find_shared(study, run, identity), arms_of(study, identity)
     numbers = {arm: number for number, arm in enumerate(cells)}
@@ -82,6 +85,8 @@ def take_shared(study: Study, run: Path, identity: str) -> Shared:
         row: Row = record["arm"]
         asked = asked_columns(study, row["cohort"], Asked(arm, numbers[arm], cells[arm]))
         origin = row.get(TAKEN_FROM) or other.name
+        if (other / STUDENTS / arm).is_dir():  # kept there: one of its best
+            shutil.copytree(other / STUDENTS / arm, run / STUDENTS / arm, dirs_exist_ok=True)
         write_record(run, row | asked | {TAKEN_FROM: origin}, record["epochs"])
     return shared
 

@@ -83,7 +83,7 @@ ALLOWED = {
     " | torch",
     "optuna_search": "config protocols results search_space study_file | optuna",
     "ablation": "config optuna_search results search_space study_file |",
-    "ledger": "config errors jobs material results search_space study_file words |",
+    "ledger": "config errors jobs material results search_space study_file weights words |",
     "growth": "arms comparison config designs results search_space sequential study_file |",
     "starting_point": "arms config designs errors ledger results study_file words |",
     "retune": "arms config designs errors jobs results search_space study_file words |",

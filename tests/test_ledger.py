@@ -67,6 +67,9 @@ def test_cells_of_an_earlier_study_are_taken_with_where_they_come_from(tmp_path:
     before, tuned = earlier(tmp_path)
     records = trained(before, tuned)
     one, run = ablation(), tmp_path / "tiny-ablate"
+    kept = next(iter(records))
+    (before / "students" / kept).mkdir(parents=True)
+    (before / "students" / kept / "card.json").write_text("its card")
     assert foretell_shared(one, run).in_words(16) == f"8 of 16 cells are taken from {tmp_path.name}/before"
     assert len(take_shared(one, run, "material").records) == 8
     taken, cells = results.read_records(run), arms_of(one, "material")
@@ -78,6 +81,8 @@ def test_cells_of_an_earlier_study_are_taken_with_where_they_come_from(tmp_path:
         assert row["number"] == list(cells).index(arm)
         assert row["searched"] == sorted(cells[arm])
         assert row["objective"] == records[arm]["arm"]["objective"]
+    assert [path.name for path in (run / "students").iterdir()] == [kept]
+    assert (run / "students" / kept / "card.json").read_text() == "its card"
     assert take_shared(one, run, "material").records == {}
     assert foretell_shared(one, run).in_words(16) == ""
 
