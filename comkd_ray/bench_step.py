@@ -27,23 +27,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from comkd_ray.bank import CENTER, Bank, build_bank, pixels_of
+from comkd_ray.bank import CENTER, pixels_of
 from comkd_ray.bank_store import BATCH
 from comkd_ray.bench_files import FileViews
-from comkd_ray.cohort import Arm, Cohort, Knobs
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TRAIN
 from comkd_ray.data.stream import open_pixels
-from comkd_ray.losses import normalize, per_arm
-from comkd_ray.material import Card, Material
+from comkd_ray.material import Material
 from comkd_ray.models import Clip, autocast, default_device, load_clip
 from comkd_ray.photographs import Photographs, open_photographs
-from comkd_ray.prompts import embed_images, visual_tokens
 from comkd_ray.provenance import machine
-from comkd_ray.search_space import Overrides
+from comkd_ray.rehearsal import cohort_of, first_prompts, inputs_of, random_material, wait
 from comkd_ray.stage_one import bank_images
-from comkd_ray.student import has_visual_prompts
-from comkd_ray.study_file import resolve
 from comkd_ray.teacher import encode_prompted
 
 ARMS = (1, 2, 4, 8, 16)
@@ -51,7 +46,6 @@ REPEATS = 5
 EVALUATED_ARMS = 8
 BANKED = 2  # batches of the bank that are made, each time
 DECODED = 64  # images
-CARD = Card("", "", "", "", "", "", None, 100.0, 0, {}, {}, "")
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ def bench_step(study: Study, cache: Path, sizes: Sequence[int] = ARMS) -> dict[s
     device = default_device()
     photographs = open_photographs(study, cache, lambda *_: None)
     teacher, student = load_clip(study.teacher, device), load_clip(study.student, device)
-    limits, material = measure_limits(device), _material(study, photographs, student, teacher.width)
+    limits, material = measure_limits(device), random_material(photographs, student, teacher.width)
     steps = [measure_step(study, material, arms) for arms in sizes]
     return {
         "event": "bench step",
@@ -137,17 +131,12 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     work()
     spent = []
     for _ in range(REPEATS):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         work()
-        _wait(device)
+        wait(device)
         spent.append(time.perf_counter() - start)
     return min(spent)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure_limits(device: torch.device) -> Limits:
@@ -164,40 +153,10 @@ def measure_limits(device: torch.device) -> Limits:
     return Limits(device.type, precision, torch.get_num_threads(), rate, bandwidth)
 
 
-def _material(study: Study, photographs: Photographs, student: Clip, width: int) -> Material:
-    """What arms train on, with random numbers in the place of the teacher's features."""
-    rng, device = np.random.default_rng(0), student.device
-
-    def bank(images: np.ndarray[Any, np.dtype[np.int64]], columns: int) -> Bank:
-        def say(some: np.ndarray[Any, np.dtype[np.int64]], _view: int) -> torch.Tensor:
-            return torch.from_numpy(rng.standard_normal((len(some), columns)))
-
-        with tempfile.TemporaryDirectory() as folder:
-            made = build_bank(("random",), say, images, [1], Path(folder), lambda *_: None)
-            for shard in range(len(made.card.shards)):
-                made.shard(shard)  # mapped: its file may go
-        return made
-
-    train, evaluated = photographs.part(TRAIN), photographs.evaluated
-    text = torch.from_numpy(rng.standard_normal((len(photographs.table.classes), width)))
-    own = None
-    if not has_visual_prompts(study.student, student):
-        own = bank(train, student.width), bank(evaluated, student.width)
-    text = normalize(text.float()).to(device)
-    return Material(CARD, photographs, student, text, bank(train, width), bank(evaluated, width), own)
-
-
 def measure_step(study: Study, material: Material, arms: int) -> Step:
     """One step of a cohort: loss, gradient, update. Every other arm is with IFAlign and EduAttention."""
-    cohort, step = _cohort(study, material, arms)
-    clip, device, batch = material.student, cohort.device, cohort.train_images[: study.train.batch_size]
-
-    def inputs() -> object:
-        if "visual" not in cohort.student.tensors:
-            return None
-        pixels = pixels_of(material.photographs.store, batch, 1, clip.image_size, device)
-        return embed_images(clip, clip.prepare(pixels))
-
+    cohort, step = cohort_of(study, material, arms)
+    device, inputs = cohort.device, inputs_of(cohort, cohort.train_images[: study.train.batch_size])
     seconds, shared = seconds_of(step, device), seconds_of(inputs, device)
     with FlopCounterMode(display=False) as counter:
         step()
@@ -206,28 +165,10 @@ def measure_step(study: Study, material: Material, arms: int) -> Step:
     return Step(arms, seconds, shared, float(counter.get_total_flops()), float(traffic.bytes))
 
 
-def _cohort(study: Study, material: Material, arms: int) -> tuple[Cohort, Callable[[], None]]:
-    """A cohort of arms of one seed, half of them with both modules, and its training step."""
-    modules: list[Overrides] = [
-        {"student.ifalign": k % 2 == 0, "student.edu_attention": k % 2 == 0} for k in range(arms)
-    ]
-    cohort = Cohort([Arm(str(k), resolve(study, one)) for k, one in enumerate(modules)], material)
-    batch = cohort.train_images[None, : study.train.batch_size]
-    knobs = Knobs.of([arm.study for arm in cohort.arms], cohort.device)
-    rates = per_arm([study.train.warmup_lr] * arms, cohort.device)
-    place = torch.zeros(arms, dtype=torch.long, device=cohort.device)
-
-    def step() -> None:
-        cohort.losses(batch, 1, place, knobs)["loss"].sum().backward()
-        cohort.optimizer.step(rates)
-
-    return cohort, step
-
-
 def measure_epoch(study: Study, material: Material, steps: Sequence[Step]) -> dict[str, float]:
     """How an epoch is shared between its steps and the evaluation after it."""
     step = min(steps, key=lambda one: abs(one.arms - EVALUATED_ARMS))
-    cohort, _ = _cohort(study, material, step.arms)
+    cohort, _ = cohort_of(study, material, step.arms)
     count = len(cohort.train_images) // study.train.batch_size
     start = time.perf_counter()
     cohort.evaluate()
@@ -244,13 +185,8 @@ def measure_epoch(study: Study, material: Material, steps: Sequence[Step]) -> di
 
 def measure_bank(study: Study, photographs: Photographs, teacher: Clip) -> dict[str, float]:
     """Images a second of making a bank, and of the tower alone on a batch that is ready."""
-    config, device = study.teacher, teacher.device
-    images = photographs.part(TRAIN)[: BANKED * BATCH]
-    visual = None
-    if teacher.is_vit and config.epochs > 0 and config.prompt_length > 0:
-        tokens = visual_tokens(teacher, config.prompt_length, config.prompt_depth, config.seed)
-        visual = tokens[None].to(device)
-
+    device, images = teacher.device, photographs.part(TRAIN)[: BANKED * BATCH]
+    visual = first_prompts(study, teacher)
     ready = pixels_of(photographs.store, images[:BATCH], 1, teacher.image_size, device)
     with torch.no_grad():
         tower = len(ready) / seconds_of(lambda: encode_prompted(teacher, ready, visual), device)

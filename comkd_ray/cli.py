@@ -15,6 +15,7 @@ from comkd_ray.cli_bench import bench
 from comkd_ray.cli_data import data
 from comkd_ray.cli_end import leave, tell
 from comkd_ray.cli_teacher import teacher
+from comkd_ray.errors import UserError
 from comkd_ray.exits import plain_errors
 
 QUICKSTART = "quickstart"
@@ -50,6 +51,10 @@ def main() -> None:
               help="Folder of run directories.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a study that has begun.")
 @click.option("--dry-run", is_flag=True, help="Say who learns from what and what it takes; start nothing.")
+@click.option("--probe", is_flag=True,
+              help="With --dry-run: measure for half a minute, and expect a wall time.")  # fmt: skip
+@click.option("--slots", type=click.IntRange(min=1),
+              help="With --dry-run: cohorts at once; without --probe at a stated rate.")  # fmt: skip
 @click.option("--address", help="Ray cluster to join; else $RAY_ADDRESS, else a local Ray starts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
@@ -61,6 +66,8 @@ def tune(
     reports: Path,
     resume: bool,
     dry_run: bool,
+    probe: bool,
+    slots: int | None,
     address: str | None,
     as_json: bool,
     quiet: bool,
@@ -69,13 +76,15 @@ def tune(
     """Search STUDY (default: the quickstart) and write reports/<study>/report.html."""
     from comkd_ray.study_file import load, require_search, search_spaces
 
+    if not dry_run and (probe or slots):
+        raise UserError("--probe and --slots belong to --dry-run: they say what to expect and start nothing")
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = require_search(load(path, sets), path)  # before the heavy imports: mistakes are answered at once
     from comkd_ray.progress import quiet_libraries
 
     quiet_libraries(verbose)
     if dry_run:
-        _show_plan(loaded, (reports / loaded.study).absolute(), resume, as_json)
+        _show_plan(loaded, (reports / loaded.study).absolute(), resume, as_json, probe, slots)
         return
     from comkd_ray.cluster import set_environment
 
@@ -92,7 +101,7 @@ def tune(
     leave(outcome)
 
 
-def _show_plan(study: Any, run: Path, resume: bool, as_json: bool) -> None:
+def _show_plan(study: Any, run: Path, resume: bool, as_json: bool, probe: bool, slots: int | None) -> None:
     from comkd_ray.cluster import set_environment
 
     set_environment(None)
@@ -100,12 +109,16 @@ def _show_plan(study: Any, run: Path, resume: bool, as_json: bool) -> None:
     from comkd_ray.study_run import check_run
 
     check_run(study, run, resume)
-    plan = make_plan(study)
+    plan, found = make_plan(study), None
+    if probe or slots:
+        from comkd_ray.forecast import expect
+
+        found = expect(study, plan, probe, slots)
     if as_json:
-        click.echo(plan.as_json())
+        click.echo(plan.as_json(**({} if found is None else {"forecast": found.as_tree()})))
         return
     click.echo(f"{'study':<26} {study.study}, into {run}")
-    for what, much in plan.lines():
+    for what, much in (*plan.lines(), *(() if found is None else found.lines())):
         click.echo(f"{what:<26} {much}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from comkd_ray.cli_end import leave, tell
+from comkd_ray.errors import UserError
 from comkd_ray.exits import plain_errors
 
 
@@ -26,6 +26,11 @@ from comkd_ray.exits import plain_errors
 @click.option("--retune", type=click.IntRange(min=1), metavar="N",
               help="First give every setting a search of N arms of its own, too.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what is compared, and what it takes and can show.")
+@click.option(
+    "--probe", is_flag=True, help="With --dry-run: measure for half a minute, and expect a wall time."
+)
+@click.option("--slots", type=click.IntRange(min=1), metavar="N",
+              help="With --dry-run: cohorts at once; without --probe at a stated rate.")  # fmt: skip
 @click.option("--yes", is_flag=True, help="Confirm a design of more than 10,000 cells.")
 @click.option("--address", help="Ray cluster to join; else $RAY_ADDRESS, else a local Ray starts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
@@ -41,6 +46,8 @@ def ablate(
     max_seeds: int | None,
     retune: int | None,
     dry_run: bool,
+    probe: bool,
+    slots: int | None,
     yes: bool,
     address: str | None,
     as_json: bool,
@@ -55,6 +62,8 @@ def ablate(
     """
     from comkd_ray.study_file import load
 
+    if not dry_run and (probe or slots):
+        raise UserError("--probe and --slots belong to --dry-run: they say what to expect and start nothing")
     loaded = load(study, sets)
     from comkd_ray.designs import asked_for
 
@@ -66,17 +75,24 @@ def ablate(
 
     quiet_libraries(verbose)
     set_environment(None if dry_run else address)
-    from comkd_ray.ablation_run import join_ablations, open_ablations, run_ablations
-    from comkd_ray.progress import Screen
+    from comkd_ray.ablation_run import open_ablations
 
     ablations = open_ablations(loaded, str(study), reports, source)
     if dry_run:
         for one in ablations:
-            _show_plan(one, as_json)
+            _show_plan(one, as_json, probe, slots)
         return
+    _run(ablations, as_json, quiet, address, verbose)
+
+
+def _run(ablations: list[Any], as_json: bool, quiet: bool, address: str | None, verbose: bool) -> None:
+    """Say what begins, run it, and say how it ended."""
+    from comkd_ray.ablation_run import join_ablations, run_ablations
+    from comkd_ray.progress import Screen
+
     style = "json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain"
     for one in ablations:
-        Screen(style).say(f"ablation {one.compiled.study}: {study}")
+        Screen(style).say(f"ablation {one.compiled.study}: {one.origin}")
         for what, words in one.described():
             Screen(style).say(f"{what}: {words}")
     outcomes = run_ablations(ablations, lambda: Screen(style), address, verbose)
@@ -104,20 +120,25 @@ def _tell_claims(run: Path) -> None:
         click.echo(line)
 
 
-def _show_plan(ablation: Any, as_json: bool) -> None:
+def _show_plan(ablation: Any, as_json: bool, probe: bool, slots: int | None) -> None:
     """Nothing is started: the ablation in words, then who learns from what and what it takes."""
     from comkd_ray.designs import settings
     from comkd_ray.plan import make_plan
 
     study, described = ablation.compiled, ablation.described()
-    plan = make_plan(study)
+    plan, found = make_plan(study), None
+    if probe or slots:
+        from comkd_ray.forecast import expect
+
+        found = expect(study, plan, probe, slots)
     if as_json:
         block = study.ablate.model_dump(mode="json") | {"settings": settings(study)}
-        told = json.loads(plan.as_json()) | {"ablation": block | {"words": dict(described)}}
-        click.echo(json.dumps(told))
+        more = {} if found is None else {"forecast": found.as_tree()}
+        click.echo(plan.as_json(ablation=block | {"words": dict(described)}, **more))
         return
     known = {what for what, _ in described}
-    lines = [*described, *((what, much) for what, much in plan.lines() if what not in known)]
+    expected = () if found is None else found.lines()
+    lines = [*described, *((what, much) for what, much in (*plan.lines(), *expected) if what not in known)]
     click.echo(f"{'ablation':<26} {study.study}, into {ablation.run}")
     for what, much in lines:
         click.echo(f"{what:<26} {much}")

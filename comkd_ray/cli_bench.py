@@ -24,6 +24,7 @@ def bench() -> None:
       comkd-ray bench sweep STUDY.yaml --set data.root=DIR --baseline-arms 16
       comkd-ray bench growth                    16 arms against 64
       comkd-ray bench step --json               steps, bank and pixels against the machine's limits
+      comkd-ray bench scale --arms 1000         what a driver carries; ImageNet on 8, 64 and 1,000 GPUs
     """
 
 
@@ -87,6 +88,31 @@ def step(study: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
 
     found = bench_step(loaded, cache_root())
     _show(found, lines(found), as_json)
+
+
+@bench.command()
+@click.argument("study", required=False, type=click.Path(path_type=Path))
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
+@click.option("--arms", default=1000, show_default=True, type=click.IntRange(min=1),
+              help="Arms that the driver carries, and that the clusters search.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@plain_errors
+def scale(study: Path | None, sets: tuple[str, ...], arms: int, as_json: bool) -> None:
+    """Measure what the driver takes for many arms of STUDY, and simulate ImageNet on 8, 64 and 1,000 GPUs."""
+    loaded = _load(study, sets)
+    from dataclasses import asdict
+
+    from comkd_ray.cluster import set_environment
+
+    set_environment(None)
+    from comkd_ray.bench_scale import bench_scale, lines
+    from comkd_ray.scale import all_scales, table
+
+    with tempfile.TemporaryDirectory(prefix="comkd-bench-") as folder:
+        found = bench_scale(loaded, arms, Path(folder) / "run")
+    clusters = all_scales(arms)
+    told = [*lines(found), "", *table(clusters)]
+    _show(found | {"clusters": [asdict(one) for one in clusters]}, told, as_json)
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,7 @@
 
 Costs are counted, not measured: floating-point operations of both towers by torch's own counter on
 the meta device, so no weights are needed. Hours follow from a stated rate, and are an upper bound
-where halving lets arms leave.
+where halving lets arms leave; `forecast.py` turns counts into wall time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
 from comkd_ray.memory_probe import CPU_ARMS, SAFE
 from comkd_ray.models import model_name
-from comkd_ray.photographs import shots, source_table, target_table, teacher_views
+from comkd_ray.photographs import learned_classes, shots, source_table, target_table, teacher_views
 from comkd_ray.prepare import view_count
 from comkd_ray.protocols import explain, is_transductive
 from comkd_ray.search_space import Dimension, Scalar
@@ -48,7 +48,30 @@ class Cost:
     width: int
     flops: int
     """Of one image."""
-    prompted: bool
+    is_vit: bool
+    """The kind that takes visual prompts."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many images a study has, by what is done with them."""
+
+    parts: dict[str, int]
+    """train, val and test of `data`."""
+    classes: int
+    learned: int
+    """Labelled images that the teacher learns from; 0 for a zero-shot teacher."""
+    learned_classes: int
+    watched: int
+    """Validation images of the classes that the teacher learns."""
+    source: int
+    """Validation and test images of `source`; 0 where there is none."""
+    stored: int
+    """Images that are decoded."""
+    stored_bytes: int
+    """Of the pixel stores that are kept."""
+    pixels: list[str]
+    """`data`, and `source` where there is one: stored or streamed, and why."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,16 @@ class Plan:
     pixels: list[str]
     """`data`, and `source` where there is one: stored or streamed, and why."""
     arms_per_trial: int | str
+    stored: int
+    """Images that are decoded."""
+    learned_classes: int
+    teacher_images: int
+    """Through the teacher's tower for banks and accuracies."""
+    teacher_trained: int
+    """Images of all steps of stage I; 0 where the image tower learns nothing."""
+    teacher_steps: int
+    student_images: int
+    """Through the student's tower for banks."""
     teacher_flops: float
     student_flops: float
     """Of all arms, were none to leave early."""
@@ -102,54 +135,91 @@ class Plan:
             *reach,
         ]
 
-    def as_json(self) -> str:
-        """One object for machines."""
+    def as_json(self, **more: object) -> str:
+        """One object for machines, with what else is known."""
         tree = asdict(self) | {"explained": dict(self.explained), "gpu_hours": self.gpu_hours}
         tree["can_find"] = None if self.can_find is None else self.can_find._asdict()
-        return json.dumps({"event": "plan", **tree})
+        return json.dumps({"event": "plan", **tree, **more})
 
 
 def make_plan(study: Study) -> Plan:
     """Count what a study would take. UserError for whatever its data or space have wrong."""
+    return plan_of(study, count_images(study))
+
+
+def count_images(study: Study) -> Images:
+    """List the images of a study, decoding none."""
     table = target_table(study, silent)
     source = source_table(study, table, silent)
-    learned = 0 if study.teacher.epochs == 0 else len(shots(study, source))
-    counts = {"train": TRAIN, "val": VAL, "test": TEST}
-    images = {name: len(table.select(part)) for name, part in counts.items()}
+    parts = {name: len(table.select(part)) for name, part in (("train", TRAIN), ("val", VAL), ("test", TEST))}
     if is_transductive(study):
-        images["train"] = images["test"]
-    variants = [study, *_draws(study)]
-    steps = [images["train"] // v.train.batch_size * v.train.epochs for v in variants]
-    if min(steps) == 0:
-        largest = max(variant.train.batch_size for variant in variants)
-        raise UserError(f"train.batch_size: {largest}, but {images['train']} training images")
-    longest = variants[max(range(len(variants)), key=steps.__getitem__)]
-    arms, views = count_arms(study), view_count(study)
-    teacher, student = cost_of(study.teacher), cost_of(study.student)
-    evaluated, seen = images["val"] + images["test"], max(steps) * longest.train.batch_size
-    encoded = views * images["train"] + evaluated
-    arm = seen * BACKWARD + longest.train.epochs * evaluated if student.prompted else 0
-    once = evaluated if student.prompted else encoded
+        parts["train"] = parts["test"]
+    learned = learned_classes(study, source)
     pixels = [_pixels("data", study.data, table)]
     if study.source is not None:
         pixels.append(_pixels("source", study.source, source))
+    return Images(
+        parts=parts,
+        classes=len(table.classes),
+        learned=0 if study.teacher.epochs == 0 else len(shots(study, source)),
+        learned_classes=learned,
+        watched=int((source.labels[source.select(VAL)] < learned).sum()),
+        source=0 if study.source is None else len(source.select(VAL)) + len(source.select(TEST)),
+        stored=len(table.paths) + (0 if study.source is None else len(source.paths)),
+        stored_bytes=sum(need for _, need in pixels),
+        pixels=[words for words, _ in pixels],
+    )
+
+
+def plan_of(study: Study, images: Images) -> Plan:
+    """What a study with so many images would take."""
+    train, evaluated = images.parts["train"], images.parts["val"] + images.parts["test"]
+    variants = [study, *_draws(study)]
+    steps = [train // v.train.batch_size * v.train.epochs for v in variants]
+    if min(steps) == 0:
+        largest = max(variant.train.batch_size for variant in variants)
+        raise UserError(f"train.batch_size: {largest}, but {train} training images")
+    longest = variants[max(range(len(variants)), key=steps.__getitem__)]
+    arms, views = count_arms(study), view_count(study)
+    teacher, student = cost_of(study.teacher), cost_of(study.student)
+    encoded = views * train + evaluated
+    learns = teacher.is_vit and study.teacher.prompt_length > 0
+    trained = study.teacher.epochs * images.learned if learns else 0
+    spoken = encoded + _spoken(study, images, learns)
+    looked, tested = looked_at(study, images.parts)
+    arm = max(steps) * longest.train.batch_size * BACKWARD + longest.train.epochs * looked + tested
+    once = encoded if is_banked(study, student) else evaluated
+    batch = min(study.teacher.batch_size, max(1, images.learned))
     return Plan(
         study=study.study,
-        explained=explain(study, images | {"teacher": learned}),
-        images=images,
-        classes=len(table.classes),
+        explained=explain(study, images.parts | {"teacher": images.learned}),
+        images=images.parts,
+        classes=images.classes,
         arms=arms,
         epochs=longest.train.epochs,
         steps=max(steps),
         views=views,
         bank_bytes=2 * (encoded * teacher.width + once * student.width),
-        pixel_bytes=sum(need for _, need in pixels),
-        pixels=[words for words, _ in pixels],
+        pixel_bytes=images.stored_bytes,
+        pixels=images.pixels,
         arms_per_trial=study.search.arms_per_trial,
-        teacher_flops=float(teacher.flops) * (encoded + _stage_one(study, source, learned, teacher)),
-        student_flops=float(student.flops) * (arms * arm + once),
+        stored=images.stored,
+        learned_classes=images.learned_classes,
+        teacher_images=spoken,
+        teacher_trained=trained,
+        teacher_steps=study.teacher.epochs * (images.learned // batch),
+        student_images=once,
+        teacher_flops=float(teacher.flops) * (spoken + trained * (1 + BACKWARD)),
+        student_flops=float(student.flops) * (arms * arm * _prompted(variants, student) + once),
         can_find=reach_of(study),
     )
+
+
+def looked_at(study: Study, parts: dict[str, int]) -> tuple[int, int]:
+    """Images that an arm is evaluated on after each epoch, and once more when it ends."""
+    if study.selection == "promptkd":
+        return parts["val"] + parts["test"], 0
+    return parts["val"], parts["test"]
 
 
 def _pixels(section: str, data: Data, table: ImageTable) -> tuple[str, int]:
@@ -166,22 +236,40 @@ def _cohort(arms: int | str) -> str:
     return f"as many as {SAFE:.0%} of the memory holds, on a CPU at most {CPU_ARMS}; probed before the search"
 
 
-def _stage_one(study: Study, table: ImageTable, learned: int, teacher: Cost) -> int:
-    """Images through the teacher's tower for stage I, a step back counted as images too.
+def _spoken(study: Study, images: Images, learns: bool) -> int:
+    """Images through the teacher's tower beside its own bank: for stage I, its card, and zero-shot.
 
-    table: what the teacher learns from. Its own validation and test images are seen for its card.
+    Without a source, the card's images are those of the bank; a tower that learns nothing says what the
+    zero-shot teacher says.
     """
-    config = study.teacher
-    evaluated = len(table.select(VAL)) + len(table.select(TEST))
-    known = 0 if study.source is None else evaluated  # the study's own are in the zero-shot bank
-    if not teacher.prompted:
-        return teacher_views(study) * learned + known
-    watched = len(table.select(VAL)) * config.epochs if config.keep == "best" else 0
-    return config.epochs * learned * (1 + BACKWARD) + watched + evaluated + known
+    evaluated = images.parts["val"] + images.parts["test"]
+    own = images.source or evaluated
+    if not learns:
+        return teacher_views(study) * images.learned + images.source
+    watched = images.watched * study.teacher.epochs if study.teacher.keep == "best" else 0
+    return watched + own + images.source
+
+
+def _prompted(variants: list[Study], student: Cost) -> float:
+    """Share of the configurations whose students run their tower in training."""
+    drawn = variants[1:] or variants
+    return sum(student.is_vit and one.student.prompt_length > 0 for one in drawn) / len(drawn)
+
+
+def is_banked(study: Study, student: Cost) -> bool:
+    """Whether an arm may train on features of the student's tower that never change."""
+    return not student.is_vit or any(v.student.prompt_length == 0 for v in study_file.variants(study))
 
 
 def _draws(study: Study) -> Iterator[Study]:
     """The named arms, and configurations of the space at random: each must be a sound arm."""
+    yield from (study_file.resolve(study, point) for point in study.search.first)
+    if study.search.space:
+        yield from drawn(study, DRAWS)
+
+
+def drawn(study: Study, count: int) -> Iterator[Study]:
+    """Configurations of the space at random; the same ones every time."""
     stream = random.Random(study.search.seed)  # noqa: S311  (a search, no secret)
 
     def ask(_: str, dimension: Dimension) -> Scalar:
@@ -191,8 +279,7 @@ def _draws(study: Study) -> Iterator[Study]:
         assert dimension.bounds is not None
         return stream.uniform(*dimension.bounds)
 
-    yield from (study_file.resolve(study, point) for point in study.search.first)
-    for _ in range(DRAWS if study.search.space else 0):
+    for _ in range(count):
         yield study_file.resolve(study, search_space.draw(study.search.space, ask))
 
 
@@ -236,8 +323,8 @@ def cost_of(tower: Tower) -> Cost:
     side = size if isinstance(size, int) else size[0]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         features = visual(torch.zeros(1, 3, side, side, device="meta"))
-    prompted = isinstance(visual, VisionTransformer) and tower.prompt_length > 0
-    return Cost(int(features.shape[-1]), int(counter.get_total_flops()), prompted)
+    is_vit = isinstance(visual, VisionTransformer)
+    return Cost(int(features.shape[-1]), int(counter.get_total_flops()), is_vit)
 
 
 @contextlib.contextmanager

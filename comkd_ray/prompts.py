@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ def _tokens_read(visual: nn.Module, layer: int, depth: int, layers: int, tokens:
     return tokens if layer + 1 < depth else None
 
 
-def run_block(block: nn.Module, x: Tensor, count: int | None = None) -> Tensor:
+def run_block(block: Any, x: Tensor, count: int | None = None) -> Tensor:
     """A block of an image tower on `[N, T, W]`, for its first `count` tokens `[N, count, W]`, or for all.
 
     What open_clip's own block computes, in fewer operations: one product makes query, key and value,

@@ -145,6 +145,13 @@ ALLOWED = {
     # top
     "plan": "arms cache config data.datasets data.folders data.storing data.stream errors jobs memory_probe"
     " models photographs planner prepare protocols search_space study_file | open_clip torch",
+    "simulate": "|",
+    "rehearsal": "bank cohort config data.datasets data.folders losses material models photographs prompts"
+    " search_space study_file | torch",
+    "probe": "bank bank_store config data.datasets data.folders data.pixels errors material models"
+    " photographs protocols rehearsal student teacher | open_clip torch",
+    "forecast": "bank_store cluster cohort config errors jobs memory_probe plan probe simulate study_file"
+    " teacher train words | torch",
     "study_run": "ablation cache cluster config data.datasets errors growth ledger material memory_probe"
     " optuna_search photographs plan prepare progress protocols provenance ray_train report results"
     " study_file tune weights |",
@@ -154,20 +161,25 @@ ALLOWED = {
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
     " photographs prepare prompts results stage_one student study_file teacher | torch",
-    "bench_step": "bank bank_store bench_files cohort config data.datasets data.stream losses material models"
-    " photographs prompts provenance search_space stage_one student study_file teacher | torch",
+    "bench_step": "bank bank_store bench_files config data.datasets data.stream material models"
+    " photographs provenance rehearsal stage_one teacher | torch",
+    "bench_scale": "config errors forecast jobs optuna_search progress protocols provenance rehearsal"
+    " report results study_file tune weights |",
+    "scale": "bank_store config data.datasets data.splits forecast plan study_file |",
     "bench_table": "config |",
     "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
     " results search_space study_file | torch",
     "exits": "errors |",
     "cli_end": "arms exits |",
-    "cli_ablate": "ablation_run claims cli_end cluster designs exits plan progress run study_file |",
+    "cli_ablate": "ablation_run claims cli_end cluster designs errors exits forecast plan progress run"
+    " study_file |",
     "cli_bank": "bank_care cache cluster errors exits progress ray_train study_file |",
-    "cli_bench": "bench_step bench_sweep bench_table cache exits progress study_file |",
+    "cli_bench": "bench_scale bench_step bench_sweep bench_table cache cluster exits progress scale"
+    " study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster exits joint_report"
-    " markdown plan progress report run study_file study_run |",
+    "cli": "__init__ cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster errors exits"
+    " forecast joint_report markdown plan progress report run study_file study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",

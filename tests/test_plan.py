@@ -61,6 +61,26 @@ def test_the_size_of_cohorts_is_said(make_study: MakeStudy, value: int | str, wo
     assert json.loads(plan.as_json())["arms_per_trial"] == value
 
 
+def test_work_is_counted_by_what_is_done_with_an_image(make_study: MakeStudy) -> None:
+    """The teacher: two views and the evaluated, zero-shot too; `keep: best` watches 10 images in 4 epochs."""
+    plan = make_plan(make_study())
+    assert (plan.teacher_images, plan.teacher_trained) == (2 * 32 + 40 + 40 + 4 * 10, 4 * 8)
+    assert (plan.teacher_steps, plan.student_images, plan.stored, plan.learned_classes) == (4, 40, 72, 2)
+    spoken = plan.teacher_images + 3 * plan.teacher_trained
+    assert plan.teacher_flops == spoken * cost_of(make_study().teacher).flops
+
+
+def test_an_arm_without_prompts_banks_its_tower_and_costs_nothing_more(make_study: MakeStudy) -> None:
+    """Searched or not: then the student says all views, too, and half of the arms run no tower."""
+    always = make_plan(make_study())
+    space = {"student.prompt_length": {"choice": [0, 2]}, "train.seed": {"choice": [1, 2]}}
+    some = make_plan(make_study({"search": {"sampler": "grid", "space": space}}))
+    assert some.student_images == 2 * 32 + 40
+    assert some.bank_bytes - always.bank_bytes == 2 * 2 * 32 * 16
+    never = make_plan(make_study({"student.prompt_length": 0, "search.arms": 50}))
+    assert never.student_flops == (2 * 32 + 40) * cost_of(make_study().student).flops
+
+
 def test_students_cost_as_many_times_more_as_there_are_arms(make_study: MakeStudy) -> None:
     few, many = (make_plan(make_study({"search.arms": arms})) for arms in (1, 11))
     once = few.student_flops - (many.student_flops - few.student_flops) / 10
