@@ -1,14 +1,15 @@
-"""Grids and lists: all arms are known beforehand, and the records are the ledger. No sampler is asked."""
+"""Grids, lists, exhausted spaces: all arms are known beforehand, and the records are the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+import itertools
+from collections.abc import Callable, Collection, Container, Mapping
 
 from comkd_ray.config import Study
 from comkd_ray.optuna_search import Proposal
 from comkd_ray.results import Row
 from comkd_ray.search_space import Overrides
-from comkd_ray.study_file import cells
+from comkd_ray.study_file import cells, full_point
 
 
 class GridArms:
@@ -19,17 +20,23 @@ class GridArms:
         study: Study,
         identify: Callable[[Overrides], str],
         recorded: Container[str],
+        taken: Collection[int] = (),
         wanted: Container[str] | None = None,
     ) -> None:
         """identify: a cell's values to its arm; cells of one arm (a knob without effect) are one.
 
+        recorded: arms that have ended. taken: numbers that a sampler gave to arms of this study.
         wanted: arms that are asked for now; None for all.
         """
-        arms = {identify(cell): cell for cell in cells(study)}
-        numbered = [(arm, Proposal(number, cell)) for number, (arm, cell) in enumerate(arms.items())]
+        arms: dict[str, Overrides] = {}
+        for cell in cells(study):
+            arms.setdefault(identify(cell), cell)
+        exhausted = study.search.is_exhausted
+        named = [full_point(study, point) for point in study.search.first] if exhausted else []
+        beyond = itertools.count(max([len(arms), *(number + 1 for number in taken)]))
         self.pending = [
-            proposal
-            for arm, proposal in numbered
+            Proposal(next(beyond) if number in taken else number, cell, cell in named)
+            for number, (arm, cell) in enumerate(arms.items())
             if arm not in recorded and (wanted is None or arm in wanted)
         ]
         self.asked = 0

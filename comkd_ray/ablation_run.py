@@ -25,7 +25,8 @@ from comkd_ray.progress import Screen
 from comkd_ray.retune import Tuning, tunings
 from comkd_ray.starting_point import remarks, start_from
 from comkd_ray.study_file import flatten, has_effect, load, resolve
-from comkd_ray.study_run import Outcome, check_run, has_begun, run_study
+from comkd_ray.study_life import check_run, has_begun
+from comkd_ray.study_run import Outcome, run_study
 from comkd_ray.words import shown
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from comkd_ray import __version__
+from comkd_ray.budget import Budget
 from comkd_ray.cli_ablate import ablate
 from comkd_ray.cli_bank import bank
 from comkd_ray.cli_bench import bench
 from comkd_ray.cli_data import data
-from comkd_ray.cli_end import leave, tell
+from comkd_ray.cli_end import exit_code, tell
 from comkd_ray.cli_teacher import teacher
 from comkd_ray.errors import UserError
 from comkd_ray.exits import plain_errors
@@ -31,6 +32,7 @@ def main() -> None:
       comkd-ray tune                                  the quickstart, on what ships inside
       comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
+      comkd-ray tune STUDY.yaml --fork NAME           a changed study that begins with the results so far
       comkd-ray ablate search_spaces/ablation.yaml --set data.root=DIR
       comkd-ray report reports/quickstart             rebuild the HTML from the results
       comkd-ray report reports/a reports/b            rank methods over several data sets
@@ -50,6 +52,15 @@ def main() -> None:
 @click.option("--reports", default="reports", type=click.Path(path_type=Path), show_default=True,
               help="Folder of run directories.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with a study that has begun.")
+@click.option("--add-arms", type=click.IntRange(min=1), metavar="N",
+              help="With --resume: N arms more than the study has.")  # fmt: skip
+@click.option("--fork", metavar="NAME", help="Begin a study NAME with the results of STUDY's run.")
+@click.option("--budget-hours", "hours", type=click.FloatRange(min=0, min_open=True), metavar="H",
+              help="Stop asking when arms have taken H hours of GPUs (of CPUs without).")  # fmt: skip
+@click.option("--max-arms", type=click.IntRange(min=1), metavar="N", help="Stop asking at N arms in all.")
+@click.option("--until", type=click.IntRange(min=1), metavar="N",
+              help="Stop asking when N arms at full budget were no better than the best.")  # fmt: skip
+@click.option("--yes", is_flag=True, help="Train a grid of more than 10,000 arms.")
 @click.option("--dry-run", is_flag=True, help="Say who learns from what and what it takes; start nothing.")
 @click.option("--probe", is_flag=True,
               help="With --dry-run: measure for half a minute, and expect a wall time.")  # fmt: skip
@@ -65,6 +76,12 @@ def tune(
     sets: tuple[str, ...],
     reports: Path,
     resume: bool,
+    add_arms: int | None,
+    fork: str | None,
+    hours: float | None,
+    max_arms: int | None,
+    until: int | None,
+    yes: bool,
     dry_run: bool,
     probe: bool,
     slots: int | None,
@@ -74,39 +91,68 @@ def tune(
     verbose: bool,
 ) -> None:
     """Search STUDY (default: the quickstart) and write reports/<study>/report.html."""
-    from comkd_ray.study_file import load, require_search, search_spaces
+    from comkd_ray.study_file import check_size, load, require_search, search_spaces
 
     if not dry_run and (probe or slots):
         raise UserError("--probe and --slots belong to --dry-run: they say what to expect and start nothing")
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = require_search(load(path, sets), path)  # before the heavy imports: mistakes are answered at once
+    check_size(loaded, yes)
+    _check_flags(resume, add_arms, fork)
     from comkd_ray.progress import quiet_libraries
 
     quiet_libraries(verbose)
-    if dry_run:
-        _show_plan(loaded, (reports / loaded.study).absolute(), resume, as_json, probe, slots)
-        return
     from comkd_ray.cluster import set_environment
 
-    set_environment(address)
+    set_environment(None if dry_run else address)
     from comkd_ray.progress import Screen
-    from comkd_ray.study_run import run_study
+    from comkd_ray.study_life import grown, plan_fork
 
     style = "json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain"
     screen = Screen(style)
+    forked = plan_fork(loaded, reports.absolute(), fork) if fork else None
+    loaded = forked.study if forked else loaded
     run = (reports / loaded.study).absolute()
+    if resume:
+        loaded = grown(loaded, run, add_arms or 0)
+    if dry_run:
+        _show_plan(loaded, run, resume, as_json, forked.lines() if forked else [], probe, slots)
+        return
+    from comkd_ray.study_run import run_study
+
     screen.say(f"study {loaded.study}: {path}")
-    outcome = run_study(loaded, run, screen, resume, address, verbose)
-    tell(outcome, as_json, quiet, "the same command with --resume")
-    leave(outcome)
+    for line in forked.lines() if forked else ():
+        screen.say(line)
+    limit = Budget(hours, max_arms, until)
+    outcome = run_study(loaded, run, screen, resume, address, verbose, limit, forked)
+    tell(outcome, as_json, quiet, _how_to_go_on(forked, add_arms, run))
+    sys.exit(exit_code(outcome))
 
 
-def _show_plan(study: Any, run: Path, resume: bool, as_json: bool, probe: bool, slots: int | None) -> None:
-    from comkd_ray.cluster import set_environment
+def _check_flags(resume: bool, add_arms: int | None, fork: str | None) -> None:
+    if add_arms and not resume:
+        raise UserError("--add-arms: goes on with a study that has begun; add --resume")
+    if fork and resume:
+        raise UserError("--fork: begins another study; without --resume")
 
-    set_environment(None)
+
+def _how_to_go_on(forked: Any, add_arms: int | None, run: Path) -> str:
+    if forked:
+        return f"comkd-ray tune {run / 'study.yaml'} --reports {run.parent} --resume goes on"
+    return f"the same command with --resume{' and without --add-arms' if add_arms else ''} goes on"
+
+
+def _show_plan(
+    study: Any,
+    run: Path,
+    resume: bool,
+    as_json: bool,
+    changes: list[str],
+    probe: bool,
+    slots: int | None,
+) -> None:
     from comkd_ray.plan import make_plan
-    from comkd_ray.study_run import check_run
+    from comkd_ray.study_life import check_run
 
     check_run(study, run, resume)
     plan, found = make_plan(study), None
@@ -118,6 +164,8 @@ def _show_plan(study: Any, run: Path, resume: bool, as_json: bool, probe: bool, 
         click.echo(plan.as_json(**({} if found is None else {"forecast": found.as_tree()})))
         return
     click.echo(f"{'study':<26} {study.study}, into {run}")
+    for line in changes:
+        click.echo(f"{'changed':<26} {line}")
     for what, much in (*plan.lines(), *(() if found is None else found.lines())):
         click.echo(f"{what:<26} {much}")
 
@@ -134,6 +182,10 @@ def report(runs: tuple[Path, ...], into: Path | None, markdown: bool) -> None:
 
     Of several runs on as many data sets: one file that ranks and tests the methods they share.
     """
+    from comkd_ray.results import mend
+
+    for found in (line for run in runs for line in mend(run)):
+        click.echo(found, err=True)
     if len(runs) > 1:
         _joint_report(runs, into, markdown)
         return

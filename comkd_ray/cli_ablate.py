@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from comkd_ray.cli_end import leave, tell
+from comkd_ray.cli_end import exit_code, tell
 from comkd_ray.errors import UserError
 from comkd_ray.exits import plain_errors
 
@@ -97,15 +97,14 @@ def _run(ablations: list[Any], as_json: bool, quiet: bool, address: str | None, 
             Screen(style).say(f"{what}: {words}")
     outcomes = run_ablations(ablations, lambda: Screen(style), address, verbose)
     for outcome in outcomes:
-        tell(outcome, as_json, quiet, "the same command")
+        tell(outcome, as_json, quiet, "the same command goes on")
         if not quiet and not as_json:
             _tell_claims(outcome.run)
     if len(ablations) > 1:
         joined = join_ablations(ablations)
         if not quiet and not as_json:
             click.echo(joined)
-    for outcome in outcomes:
-        leave(outcome)
+    sys.exit(next(filter(None, map(exit_code, outcomes)), 0))
 
 
 def _tell_claims(run: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import click
@@ -11,11 +10,12 @@ import click
 from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED
 
 
-def tell(outcome: Any, as_json: bool, quiet: bool, again: str) -> None:
-    """What became of a study. again: which command goes on with it."""
+def tell(outcome: Any, as_json: bool, quiet: bool, how_to_go_on: str) -> None:
+    """What became of a study, and which command goes on with it."""
     best, html = outcome.best, outcome.run / "report.html"
     if as_json:
         fields = {"arms": outcome.arms, "failed": outcome.failed, "left": outcome.left, "best": best}
+        fields |= {"stopped": outcome.stopped}
         click.echo(json.dumps({"event": "end", "seconds": outcome.seconds, "report": str(html), **fields}))
         return
     if quiet:
@@ -23,8 +23,10 @@ def tell(outcome: Any, as_json: bool, quiet: bool, again: str) -> None:
     click.echo(
         f"{outcome.arms} arms ended, {outcome.failed} failed, {outcome.left} left, {outcome.seconds:.0f} s"
     )
+    if outcome.stopped:
+        click.echo(f"stopped by {outcome.stopped}")
     if outcome.left or outcome.interrupted:
-        click.echo(f"{again} goes on")
+        click.echo(how_to_go_on)
     if best is not None:
         from comkd_ray.arms import Scores
 
@@ -39,11 +41,10 @@ def tell(outcome: Any, as_json: bool, quiet: bool, again: str) -> None:
         click.echo(f"report: {html}")
 
 
-def leave(outcome: Any) -> None:
-    """End the process with the exit code of a study, unless it is 0."""
+def exit_code(outcome: Any) -> int:
+    """How a study ended; a search that a budget ended has done what it was asked for."""
     if outcome.interrupted:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     if outcome.best is None:
-        sys.exit(FAILED)
-    if outcome.failed or outcome.left:
-        sys.exit(SOME_FAILED)
+        return FAILED
+    return SOME_FAILED if outcome.failed or outcome.left > outcome.unasked else 0

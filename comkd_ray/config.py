@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from comkd_ray.search_space import Dimension, Scalar, Section, spread
+from comkd_ray.search_space import Dimension, Scalar, Section, count, spread
 
 SEEDS = 2**31
 
@@ -182,11 +182,20 @@ class Halving(Section):
     min_epochs: int = Field(2, ge=1)
 
 
+Objective = Literal["objective", "trainable_parameters", "total_parameters", "seconds"]
+"""Columns that a search can go by: the protocol's objective is maximised, all others are minimised."""
+
+
 class Search(Section):
     """How arms are chosen."""
 
-    sampler: Literal["tpe", "random", "grid", "list"] = "tpe"
-    """`grid`: every cell of the space; `list`: every arm of `first`, in every cell of the space."""
+    sampler: Literal["tpe", "random", "gp", "qmc", "nsga2", "grid", "list"] = "tpe"
+    """`tpe`, `random`, `gp`, `nsga2`: Optuna's; `qmc`: a scrambled Sobol sequence (`samplers.py`).
+
+    `grid`: every cell of the space; `list`: every arm of `first`, in every cell of the space.
+    """
+    objectives: tuple[Objective, ...] = Field(("objective",), max_length=2)
+    """What the sampler steers by: the protocol's objective, or that against size or time."""
     arms: int | None = Field(None, ge=1)
     """Arms to train; None is right for a grid and a list, which know their own size."""
     arms_per_trial: int | Literal["auto"] = 8
@@ -195,11 +204,14 @@ class Search(Section):
     `auto`: as many as fit into memory, which is probed once, and keep every slot busy; `memory_probe.py`.
     """
     startup_arms: int = Field(10, ge=0)
-    """Arms drawn at random before TPE models the space."""
+    """Arms that have to end before tpe or gp models the space; a generation of nsga2.
+
+    Until then arms come from a scrambled Sobol sequence.
+    """
     seed: int = Field(0, ge=0, lt=SEEDS)
     halving: Halving | None = None
     first: tuple[dict[str, Scalar], ...] = ()
-    """Named arms, as overrides: trained before tpe or random is asked, or the arms of a list."""
+    """Named arms, as overrides: trained before the sampler is asked, or the arms of a list."""
     space: dict[str, Dimension] = Field(default_factory=dict)
     """What is searched; may be left out only for a list."""
 
@@ -207,6 +219,14 @@ class Search(Section):
     def _arms_in_a_cohort(self) -> Search:
         if self.arms_per_trial != "auto" and self.arms_per_trial < 1:
             raise ValueError("arms_per_trial must be at least 1, or 'auto'")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent_objectives(self) -> Search:
+        if "objective" not in self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise ValueError("objectives: `objective` has to be one of them, and none stands twice")
+        if len(self.objectives) > 1 and self.halving is not None:
+            raise ValueError("halving goes by one value; with several objectives, leave it out")
         return self
 
     @property
@@ -217,7 +237,15 @@ class Search(Section):
     @property
     def is_enumerated(self) -> bool:
         """Whether all arms are known beforehand, so that no sampler is asked."""
-        return self.sampler in ("grid", "list")
+        return self.sampler in ("grid", "list") or self.is_exhausted
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether a sampler's space is finite and has no more cells than `arms`: each is trained once."""
+        if self.sampler in ("grid", "list") or self.arms is None or not self.space:
+            return False
+        cells = count(self.space)
+        return cells is not None and cells <= self.arms
 
 
 class Ablate(Section):

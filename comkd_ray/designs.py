@@ -23,26 +23,26 @@ from comkd_ray.config import Ablate, Study
 from comkd_ray.errors import UserError
 from comkd_ray.fractional import FEWEST, fraction
 from comkd_ray.search_space import Overrides, Scalar
-from comkd_ray.study_file import build, check_searchable, flatten, resolve
+from comkd_ray.study_file import MOST_CELLS, build, check_searchable, flatten, resolve
 from comkd_ray.words import shown
 
 MATERIAL_KEYS = ("data.", "source.", "teacher.", "student.", "loss.", "train.")
 """What a material may set."""
-LARGEST = 10_000
-"""Cells, settings times seeds, above which a person has to confirm."""
 
 
 def compile_study(study: Study, name: str, origin: str, confirmed: bool = False) -> Study:
     """The study whose arms are the cells of the block, called `name`: what is run, planned and reported.
 
     origin: the file, for messages. UserError for whatever the block has wrong, and for more than
-    LARGEST cells unless `confirmed`.
+    MOST_CELLS cells unless `confirmed`.
     """
     block = block_of(study, origin)
     check_factors(study, block, f"{origin}: ablate")
     cells = count_settings(block) * len(block.seed_values)
-    if cells > LARGEST and not confirmed:
-        raise UserError(f"{origin}: ablate: {cells:,} cells are more than {LARGEST:,}; --yes confirms them")
+    if cells > MOST_CELLS and not confirmed:
+        raise UserError(
+            f"{origin}: ablate: {cells:,} cells are more than {MOST_CELLS:,}; --yes confirms them"
+        )
     space: dict[str, Any] = {SEED: {"choice": list(block.seed_values)}}
     search: dict[str, Any] = {"arms_per_trial": study.search.arms_per_trial}
     if block.design == "factorial" and not block.retuned:

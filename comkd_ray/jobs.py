@@ -75,6 +75,18 @@ def read_job(path: Path) -> Job:
     return Job(**tree, arms=arms, history=history)
 
 
+def ordered(run: Path) -> dict[str, Overrides]:
+    """Arms that any work order of a run names, but named arms: what the search asked for, ended or not."""
+    found: dict[str, Overrides] = {}
+    for path in sorted((run / "cohorts").glob("*.json")):
+        try:
+            arms = read_job(path).arms
+        except (ValueError, KeyError, TypeError):  # damaged: its arms may be known elsewhere
+            continue
+        found |= {one.arm: one.overrides for one in arms if not one.protected}
+    return found
+
+
 def arm_identity(identity: str, study: Study) -> str:
     """Hash of the material and of everything of the arm that has an effect on its numbers."""
     flat = study_file.flatten(study.model_dump(mode="json"))

@@ -46,7 +46,10 @@ class Shared(NamedTuple):
 
 def arms_of(study: Study, identity: str) -> dict[str, Overrides]:
     """Arm to its values, for every cell of an enumerated study. identity: that of the material."""
-    return {arm_identity(identity, study_file.resolve(study, cell)): cell for cell in study_file.cells(study)}
+    arms: dict[str, Overrides] = {}
+    for cell in study_file.cells(study):  # of cells that are one arm the first stands for it
+        arms.setdefault(arm_identity(identity, study_file.resolve(study, cell)), cell)
+    return arms
 
 
 def find_shared(study: Study, run: Path, identity: str) -> Shared:

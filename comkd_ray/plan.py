@@ -84,6 +84,8 @@ class Plan:
     images: dict[str, int]
     classes: int
     arms: int
+    search: str
+    """What chooses them: `study_file.how_arms_come`."""
     epochs: int
     """Of the longest arm."""
     steps: int
@@ -125,6 +127,7 @@ class Plan:
             *self.explained,
             ("images", f"{images}; {self.classes} classes"),
             ("arms", f"{self.arms}"),
+            ("arms come from", self.search),
             ("arms in a cohort", _cohort(self.arms_per_trial)),
             ("steps an arm", f"{self.steps:,} in {self.epochs} epochs"),
             ("bank", f"{_size(self.bank_bytes)}, {self.views} views an image"),
@@ -196,6 +199,7 @@ def plan_of(study: Study, images: Images) -> Plan:
         images=images.parts,
         classes=images.classes,
         arms=arms,
+        search=study_file.how_arms_come(study),
         epochs=longest.train.epochs,
         steps=max(steps),
         views=views,
@@ -273,11 +277,7 @@ def drawn(study: Study, count: int) -> Iterator[Study]:
     stream = random.Random(study.search.seed)  # noqa: S311  (a search, no secret)
 
     def ask(_: str, dimension: Dimension) -> Scalar:
-        finite = dimension.values()
-        if finite is not None:
-            return stream.choice(finite)
-        assert dimension.bounds is not None
-        return stream.uniform(*dimension.bounds)
+        return dimension.at(stream.random())
 
     for _ in range(count):
         yield study_file.resolve(study, search_space.draw(study.search.space, ask))

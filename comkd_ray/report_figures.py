@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import plotly.graph_objects as go
 
-from comkd_ray import cost_plots, importance, plots, search_plots
+from comkd_ray import cost_plots, front_plot, importance, plots, search_plots
 from comkd_ray.arms import METHODS, full_budget, has_modules, module_cells, of_method, searched_keys
 from comkd_ray.collapse import among
 from comkd_ray.components import components
@@ -65,9 +65,25 @@ def search_sections(run: Run) -> list[Section]:
     )
     return [
         ("history", "Search history", history),
+        *_front_sections(run),
         ("parallel", "Parallel coordinates", parallel),
         ("importance", "Importance", _importance(run)),
     ]
+
+
+def _front_sections(run: Run) -> list[Section]:
+    """The front, where the search had two objectives."""
+    if run.study is None or len(run.study.search.objectives) < 2:
+        return []
+    space, objectives = run.study.search.space, run.study.search.objectives
+    front = figure(
+        "front",
+        lambda: front_plot.front_plot(front_plot.front_info(run.arms, space, objectives)),
+        f"Full-budget arms by what the search steered by: {' and '.join(objectives)}. No arm is better "
+        "than one of the front in both. The best arm of this report is the best by the first alone.",
+        run.scores.warning,
+    )
+    return [("front", "Front", front)]
 
 
 def _importance(run: Run) -> Html:

@@ -4,7 +4,8 @@
     reports/<study>/results/arms/*.parquet      one row an arm
     reports/<study>/results/epochs/*.parquet    long: one row an arm and epoch
 
-A record is the truth about its arm; the tables can be rebuilt from the records at any time.
+A record is the truth about its arm; the tables can be rebuilt from the records at any time. A file
+that cannot be read goes to `quarantine/`, and what is left is used.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from comkd_ray import quarantine
 from comkd_ray.errors import UserError
 
 Row = dict[str, Any]
@@ -78,6 +80,13 @@ EPOCHS: dict[str, Any] = {
     **_SCORE_TYPES,
 }
 
+PART = "part-0.parquet"
+"""The part of a table that is compacted from the records."""
+_TABLES: dict[str, tuple[dict[str, Any], Callable[[Row], list[Row]]]] = {
+    "arms": (ARMS, lambda record: [record["arm"]]),
+    "epochs": (EPOCHS, lambda record: record["epochs"]),
+}
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file that is either whole or absent, even when the machine stops right after."""
@@ -106,15 +115,60 @@ def write_record(run: Path, arm: Row, epochs: list[Row]) -> None:
 
 
 def read_records(run: Path, arm: str = "*") -> dict[str, Row]:
-    """Ended arms by identity, or one. A damaged record is moved aside, so that its arm runs again."""
+    """Ended arms by identity, or one. A damaged record goes to quarantine, so that its arm runs again."""
     records: dict[str, Row] = {}
     for path in sorted((run / "records").glob(f"{arm}.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            records[record["arm"]["arm"]] = record
-        except (ValueError, KeyError, TypeError):
-            path.replace(path.with_suffix(".damaged"))
+        record = _parse_record(path)
+        if record is None:
+            quarantine.set_aside(run, path)
+        else:
+            records[path.stem] = record
     return records
+
+
+def _parse_record(path: Path) -> Row | None:
+    """A record, or None where it is damaged."""
+    try:
+        record: Row = json.loads(path.read_text(encoding="utf-8"))
+        whole = record["arm"]["arm"] == path.stem and record["arm"]["status"] and record["epochs"] is not None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return record if whole else None
+
+
+def mend(run: Path) -> list[str]:
+    """Put damaged records and tables of a run into quarantine; says what was found, a line a file.
+
+    The table whose part was damaged is rebuilt from the records, where there are any.
+    """
+    found = []
+    for path in sorted((run / "records").glob("*.json")):
+        if _parse_record(path) is None:
+            place = quarantine.set_aside(run, path)
+            found.append(
+                f"records/{path.name}: cannot be read; it lies in {quarantine.FOLDER}/{place.name}, "
+                "and --resume trains the arm again"
+            )
+    for name in _TABLES:
+        for path in sorted((run / "results" / name).glob("*.parquet")):
+            try:
+                pl.read_parquet(path)
+            except (pl.exceptions.PolarsError, OSError):
+                place = quarantine.set_aside(run, path)
+                found.append(
+                    f"results/{name}/{path.name}: cannot be read; it lies in {quarantine.FOLDER}/"
+                    f"{place.name}, {_replace_part(run, name, path)}"
+                )
+    return found
+
+
+def _replace_part(run: Path, name: str, path: Path) -> str:
+    """Put what the records know in the place of a lost part; says so."""
+    records = list(read_records(run).values())
+    if path.name != PART or not records:
+        return "and the other parts are used"
+    _write_table(run, name, records)
+    return f"and was rebuilt from {len(records)} records"
 
 
 def ranked(records: Mapping[str, Row]) -> list[Row]:
@@ -127,20 +181,22 @@ def ranked(records: Mapping[str, Row]) -> list[Row]:
 def compact(run: Path) -> int:
     """Rewrite both tables from the records; returns the number of arms."""
     records = list(read_records(run).values())
-    _write_table(run, "arms", (record["arm"] for record in records), ARMS)
-    _write_table(run, "epochs", (row for record in records for row in record["epochs"]), EPOCHS)
+    for name in _TABLES:
+        _write_table(run, name, records)
     return len(records)
 
 
-def _write_table(run: Path, name: str, rows: Iterable[Row], types: dict[str, Any]) -> None:
-    table = pl.from_dicts(list(rows), schema_overrides=types, infer_schema_length=None)
+def _write_table(run: Path, name: str, records: Sequence[Row]) -> None:
+    types, rows_of = _TABLES[name]
+    rows = [row for record in records for row in rows_of(record)]
+    table = pl.from_dicts(rows, schema_overrides=types, infer_schema_length=None)
     missing = [pl.lit(None, dtype=kind).alias(key) for key, kind in types.items() if key not in table]
     table = table.with_columns(missing)
     folder = run / "results" / name
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".part-0.{os.getpid()}"
+    temporary = folder / f".{PART}.{os.getpid()}"
     table.write_parquet(temporary)
-    temporary.replace(folder / "part-0.parquet")
+    temporary.replace(folder / PART)
 
 
 def read_arms(run: Path) -> pl.DataFrame:

@@ -38,7 +38,9 @@ class Tuning(NamedTuple):
         """Whether its budget is spent."""
         if self.study is None:
             return True
-        return len(read_records(self.run)) >= (self.study.search.arms or 0)
+        search = self.study.search
+        asked = search_space.count(search.space) if search.is_exhausted else search.arms
+        return len(read_records(self.run)) >= (asked or 0)
 
     def found(self) -> Overrides:
         """Factors and best values. UserError where no arm of the search was trained to the end."""
@@ -57,7 +59,7 @@ def tunings(study: Study, run: Path, arms: int, origin: str) -> list[Tuning]:
     or whose own values lie outside it.
     """
     block = block_of(study, origin)
-    if not study.search.space or study.search.is_enumerated:
+    if not study.search.space or study.search.sampler in ("grid", "list"):
         raise UserError(
             f"{origin}: search: --retune asks a sampler over search.space, such as tpe; here is none"
         )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from comkd_ray import study_file
+from comkd_ray import quarantine, study_file
 from comkd_ray.arms import Scores, scores_of
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
@@ -98,6 +98,8 @@ def read(folder: Path) -> Run:
     except UserError as error:
         troubles.append(f"study.yaml does not fit this version: {error}")
     provenance = _provenance(folder / "provenance.json", troubles)
+    if damaged := quarantine.held(folder):
+        troubles.append(f"{quarantine.FOLDER}/ holds what could not be read: {', '.join(damaged)}.")
     name = study.study if study is not None else folder.resolve().name
     return Run(name, arms, epochs, scores_of(arms), study, words, provenance, troubles)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -74,17 +73,44 @@ class Dimension(Section):
         if self.int is not None and self.step is not None and self.step % 1:
             raise ValueError(f"the step of an int is a whole number, not {self.step}")
 
+    @property
+    def size(self) -> Whole | None:
+        """Number of values of a finite dimension, or None for a continuous one."""
+        if self.choice is not None:
+            return len(self.choice)
+        if self.int is not None and not self.log:
+            return (self.int[1] - self.int[0]) // int_step(self.step) + 1
+        if self.float is not None and self.step is not None:
+            return math.floor((self.float[1] - self.float[0]) / self.step + 1e-9) + 1
+        return None
+
     def values(self) -> tuple[Scalar, ...] | None:
         """All values of a finite dimension, or None for a continuous one."""
         if self.choice is not None:
             return self.choice
-        if self.int is not None and not self.log:
-            return tuple(range(self.int[0], self.int[1] + 1, int_step(self.step)))
-        if self.float is not None and self.step is not None:
-            low, high = self.float
-            count = math.floor((high - low) / self.step + 1e-9) + 1
-            return tuple(low + k * self.step for k in range(count))
-        return None
+        return None if self.size is None else tuple(self._stepped(index) for index in range(self.size))
+
+    def _stepped(self, index: Whole) -> Scalar:
+        """Value number `index` of a range with steps."""
+        if self.int is not None:
+            return self.int[0] + index * int_step(self.step)
+        assert self.float is not None
+        assert self.step is not None
+        return self.float[0] + index * self.step
+
+    def at(self, place: Real) -> Scalar:
+        """The value at a place of [0, 1): equal lengths are equally likely, by their logarithm for `log`."""
+        if self.choice is not None:
+            return self.choice[math.floor(place * len(self.choice))]
+        if self.size is not None:
+            return self._stepped(math.floor(place * self.size))
+        assert self.bounds is not None
+        low, high = self.bounds
+        if self.int is not None:  # a whole number owns what rounds to it
+            found = round((low - 0.5) * ((high + 0.5) / (low - 0.5)) ** place)
+            return min(max(found, self.int[0]), self.int[1])
+        found = low * (high / low) ** place if self.log else low + place * (high - low)
+        return min(max(found, low), high)
 
     def holds(self, value: Scalar) -> bool:
         """Whether this dimension can take a value."""
@@ -153,9 +179,23 @@ def _bad_condition(space: Space, waiting: list[str]) -> str:
 def check(space: Space) -> None:
     """Refuse conditions that are circular, unknown, or can never hold. Raises ValueError."""
     for key in order(space):
-        for other, value in (space[key].when or {}).items():
-            if not space[other].holds(value):
-                raise ValueError(f"{key}: `when` wants {other} = {value!r}, which it never takes")
+        _needs(space, key)
+
+
+def _needs(space: Space, key: str) -> Overrides:
+    """All that must hold for a key to be reached: its own conditions, and those of the keys they name."""
+    needs: Overrides = {}
+    for other, value in (space[key].when or {}).items():
+        if not space[other].holds(value):
+            raise ValueError(f"{key}: `when` wants {other} = {value!r}, which it never takes")
+        if space[other].float is not None and space[other].size is None:
+            raise ValueError(f"{key}: `when` wants {other} = {value!r}, which a continuous range never hits")
+        for name, wanted in {other: value, **_needs(space, other)}.items():
+            if needs.setdefault(name, wanted) != wanted:
+                raise ValueError(
+                    f"{key}: is never reached: its conditions want {name} = {needs[name]!r} and = {wanted!r}"
+                )
+    return needs
 
 
 def active(space: Space, key: str, drawn: Overrides) -> bool:
@@ -174,17 +214,42 @@ def draw(space: Space, ask: Callable[[str, Dimension], Scalar]) -> Overrides:
 
 def grid(space: Space) -> Iterator[Overrides]:
     """Every configuration of a finite space, each once. ValueError names a continuous key."""
-    values: list[tuple[Scalar, ...]] = []
     keys = order(space)
     for key in keys:
-        finite = space[key].values()
-        if finite is None:
+        if space[key].size is None:
             raise ValueError(f"{key}: a grid needs `choice` or `step`, this range is continuous")
-        values.append(finite)
-    seen: set[tuple[tuple[str, Scalar], ...]] = set()
-    for cell in product(*values):
-        point = dict(zip(keys, cell, strict=True))
-        drawn = draw(space, lambda key, _, point=point: point[key])  # type: ignore[misc]
-        if tuple(drawn.items()) not in seen:
-            seen.add(tuple(drawn.items()))
-            yield drawn
+    yield from _cells(space, keys, {})
+
+
+def _cells(space: Space, keys: list[str], drawn: Overrides) -> Iterator[Overrides]:
+    if not keys:
+        yield drawn
+    elif not active(space, keys[0], drawn):
+        yield from _cells(space, keys[1:], drawn)
+    else:
+        for value in space[keys[0]].values() or ():
+            yield from _cells(space, keys[1:], {**drawn, keys[0]: value})
+
+
+def count(space: Space) -> int | None:
+    """Configurations of a finite space, without making them; None where a key is continuous."""
+    keys = order(space)
+    if any(space[key].size is None for key in keys):
+        return None
+    named: dict[str, set[Scalar]] = {}  # only these values of a key decide about others
+    for dimension in space.values():
+        for other, value in (dimension.when or {}).items():
+            named.setdefault(other, set()).add(value)
+    return _count(space, keys, named, {})
+
+
+def _count(space: Space, keys: list[str], named: Mapping[str, set[Scalar]], drawn: Overrides) -> int:
+    if not keys:
+        return 1
+    key, rest = keys[0], keys[1:]
+    if not active(space, key, drawn):
+        return _count(space, rest, named, drawn)
+    decisive = named.get(key, set())
+    alike = (space[key].size or 0) - len(decisive)
+    total = sum(_count(space, rest, named, {**drawn, key: value}) for value in decisive)
+    return total + (alike * _count(space, rest, named, drawn) if alike else 0)

@@ -284,18 +284,58 @@ def variants(study: Study) -> list[Study]:
 
 
 def cells(study: Study) -> list[Overrides]:
-    """The arms of a grid or a list, in order.
+    """The arms of a grid, a list or an exhausted space, in order.
 
     A list holds every arm of `search.first` in every cell of the space. A key that any of these arms
     names is in all of them, with the study's own value where an arm leaves it out: so all rows name
-    the same searched keys, and arms of one seed can be paired.
+    the same searched keys, and arms of one seed can be paired. An exhausted space begins with its
+    named arms.
     """
-    of_space = list(search_space.grid(study.search.space))
-    if study.search.sampler == "grid":
-        return of_space
-    own, first = flatten(study.model_dump(mode="json")), study.search.first
-    named = dict.fromkeys(key for point in first for key in point)
-    return [{key: point.get(key, own[key]) for key in named} | cell for point in first for cell in of_space]
+    of_space, first = list(search_space.grid(study.search.space)), study.search.first
+    if study.search.sampler != "list":
+        named = [full_point(study, point) for point in first]
+        return named + [cell for cell in of_space if cell not in named]
+    own = flatten(study.model_dump(mode="json"))
+    keys = dict.fromkeys(key for point in first for key in point)
+    return [{key: point.get(key, own[key]) for key in keys} | cell for point in first for cell in of_space]
+
+
+def full_point(study: Study, point: Overrides) -> Overrides:
+    """A named arm with the study's own values for searched keys that it leaves out."""
+    own = flatten(study.model_dump(mode="json"))
+    return search_space.draw(study.search.space, lambda key, _: point.get(key, own[key]))
+
+
+def how_arms_come(study: Study) -> str:
+    """What chooses the arms, in words."""
+    search = study.search
+    if search.is_exhausted:
+        size = len(cells(study))
+        return f"all {size} of a finite space, each once: {search.sampler} is not asked"
+    if search.is_enumerated:
+        return f"{search.sampler}: all are known beforehand"
+    named = f"{len(search.first)} named, then " if search.first else ""
+    start = f" once {search.startup_arms} have ended, quasi-random before" if search.startup_arms else ""
+    starts = start if search.sampler in ("tpe", "gp") else ""
+    goals = f", by {' and '.join(search.objectives)}" if len(search.objectives) > 1 else ""
+    return f"{named}{search.sampler}{starts}{goals}"
+
+
+MOST_CELLS = 10_000
+"""Arms of a grid or a list that are taken for meant."""
+
+
+def check_size(study: Study, yes: bool = False) -> None:
+    """Refuse a grid or a list that is larger than anyone means to type, unless `yes`."""
+    search = study.search
+    if yes or search.sampler not in ("grid", "list"):
+        return
+    arms = (search_space.count(search.space) or 0) * (len(search.first) if search.sampler == "list" else 1)
+    if arms > MOST_CELLS:
+        raise UserError(
+            f"search.space: this {search.sampler} has {arms:,} arms, more than {MOST_CELLS:,};"
+            " search fewer values, or add --yes"
+        )
 
 
 def resolve(study: Study, overrides: Overrides, origin: str = "arm") -> Study:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from comkd_ray import (
     cluster,
+    jobs,
+    journal,
     ledger,
     memory_probe,
     prepare,
@@ -27,9 +29,11 @@ from comkd_ray import (
     report,
     results,
     study_file,
+    study_life,
 )
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
+from comkd_ray.budget import Budget
 from comkd_ray.cache import cache_root
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
@@ -42,11 +46,12 @@ from comkd_ray.plan import count_arms
 from comkd_ray.progress import Screen, Watch
 from comkd_ray.protocols import objective_of
 from comkd_ray.results import Row
+from comkd_ray.search_space import Overrides
+from comkd_ray.study_life import Fork, check_run
 from comkd_ray.weights import keep_best
 
+JOURNAL = "optuna.journal"
 MEMORY_EVERY = 5.0  # seconds between two looks at memory
-GROWS = ("search.", "ablate.seeds", "ablate.max_seeds", "ablate.retune")
-"""Keys of an ablation that may change while it goes on: a cell that has a record stays what it is."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,30 @@ class Outcome:
     arms: int
     failed: int
     left: int
-    """Arms that were asked for and have no record: interrupted, or their process broke."""
+    """Arms without a record: interrupted, their process broke, or a budget left them unasked."""
+    unasked: int
+    """Those of them that a budget left unasked."""
+    stopped: str | None
+    """The budget that ended the search, in words."""
     interrupted: bool
     best: Row | None
     seconds: float
 
 
 def run_study(
-    study: Study, run: Path, screen: Screen, resume: bool, address: str | None, verbose: bool
+    study: Study,
+    run: Path,
+    screen: Screen,
+    resume: bool,
+    address: str | None,
+    verbose: bool,
+    budget: Budget = ray_search.UNLIMITED,
+    fork: Fork | None = None,
 ) -> Outcome:
-    """Run a study in the directory `run`; with `resume`, go on with what is left of it."""
+    """Run a study in the directory `run`; with `resume`, go on with what is left of it.
+
+    fork: the study and its directory begin with another's results.
+    """
     start, cache = time.monotonic(), cache_root()
     check_run(study, run, resume)
     with screen:
@@ -76,40 +95,10 @@ def run_study(
         try:
             with FileLock(run.with_name(f".{run.name}.lock"), timeout=0):
                 check_run(study, run, resume)  # again: another may have begun and ended meanwhile
-                return _Run(study, run, cache, screen, verbose, start).go(address, resume)
+                one = _Run(study, run, cache, screen, verbose, start, budget, fork)
+                return one.go(address, resume)
         except Timeout:
             raise UserError(f"{run}: another comkd-ray works on this study") from None
-
-
-def has_begun(run: Path) -> bool:
-    """Whether a directory holds a study of ours; a sample that ships with the source is none."""
-    begun = (run / "study.yaml").exists() or (run / "results").exists()
-    return begun and provenance.read(run).get("sample") is not True
-
-
-def check_run(study: Study, run: Path, resume: bool) -> None:
-    """Refuse a directory that holds results unless it is to be resumed, and with the same study."""
-    if not has_begun(run):
-        if resume:
-            raise UserError(f"{run}: nothing to resume here; run without --resume")
-        return
-    if not resume:
-        raise UserError(
-            f"{run}: this study has begun; add --resume to go on, or --set study=NAME for another"
-        )
-    before = study_file.flatten(study_file.load(run / "study.yaml").model_dump(mode="json"))
-    now = study_file.flatten(study.model_dump(mode="json"))
-    grows = GROWS if study.ablate is not None else ()
-    free = ("compute.", "search.arms", "note", "data.pixels", "source.pixels", *grows)
-    keys = [key for key in before | now if before.get(key) != now.get(key)]
-    changed = sorted(key for key in keys if not key.startswith(free))
-    if changed and study.ablate is not None:
-        raise UserError(
-            f"{run}: this ablation has begun with other values of {', '.join(changed)};"
-            " --set study=NAME begins another"
-        )
-    if changed:
-        raise UserError(f"{run}: --resume goes on with the same study, but {', '.join(changed)} changed")
 
 
 @dataclass
@@ -120,6 +109,8 @@ class _Run:
     screen: Screen
     verbose: bool
     start: float
+    budget: Budget
+    fork: Fork | None
     peak: int = 0
     measured: float = 0.0
     interrupted: bool = False
@@ -147,6 +138,11 @@ class _Run:
         if not resume:
             self.clear_sample()
         self.run.mkdir(parents=True, exist_ok=True)
+        for found in (*results.mend(self.run), journal.mend(self.run / JOURNAL)):
+            if found:
+                self.screen.say(found)
+        if self.fork is not None:
+            study_life.begin_fork(self.fork)
         study_file.dump(self.study, self.run / "study.yaml")
         progress.clear(self.run)
         self.write_begin()
@@ -155,6 +151,8 @@ class _Run:
         """Prepare what is missing, then train what is left."""
         card = self.prepare(slots)
         self.settle_cells(card)
+        if study_life.is_pending(self.run):
+            self.screen.say(study_life.take_over(self.study, self.run, card, self.identifier(card)))
         while self.search_once(card, slots):
             pass
         self.interrupted = self.searcher is not None and bool(self.searcher.cohorts)  # Tune swallows Ctrl-C
@@ -169,7 +167,9 @@ class _Run:
         if self.searcher is not None and not arms.left():
             return False
         size = self.cohort_size(slots, arms.left())
-        self.searcher = ray_search.CohortSearcher(self.study, self.run, self.cache, arms, card, size)
+        self.searcher = ray_search.CohortSearcher(
+            self.study, self.run, self.cache, arms, card, size, self.budget
+        )
         begun = time.monotonic()
         ray_search.search(self.searcher, slots, self.verbose)
         self.seconds["search"] = self.seconds.get("search", 0.0) + time.monotonic() - begun
@@ -203,9 +203,16 @@ class _Run:
     def open_arms(self, card: Card, records: dict[str, Row]) -> ray_search.Arms:
         """Who says which arms are next."""
         if self.study.search.is_enumerated:
-            identify = partial(ray_search.identify, self.study, card)
-            return GridArms(self.study, identify, records, wanted_arms(self.study, identify, records))
-        return OptunaArms(self.study, self.run / "optuna.journal")
+            taken = [record["arm"]["number"] for record in records.values()]
+            identify = self.identifier(card)
+            wanted = wanted_arms(self.study, identify, records)
+            return GridArms(self.study, identify, records, taken, wanted)
+        told, ordered = study_life.told(self.run), jobs.ordered(self.run)
+        return OptunaArms(self.study, self.run / JOURNAL, told, ordered)
+
+    def identifier(self, card: Card) -> Callable[[Overrides], str]:
+        """An arm's values to its identity."""
+        return lambda overrides: ray_search.identify(self.study, card, overrides)
 
     def clear_sample(self) -> None:
         """A sample report that came with the source tree makes room for the real one."""
@@ -314,7 +321,9 @@ class _Run:
         best = next(iter(results.ranked(records)), None)
         failed = sum(row["status"] == "failed" for row in rows)
         left = self.searcher.total - len(rows) if self.searcher else 1
-        return Outcome(self.run, len(rows), failed, left, self.interrupted, best, seconds)
+        stopped = self.searcher.stopped if self.searcher else None
+        unasked = self.searcher.arms.left() if self.searcher and stopped else 0
+        return Outcome(self.run, len(rows), failed, left, unasked, stopped, self.interrupted, best, seconds)
 
     def write_end(self, seconds: float) -> None:
         """What is known only now; wall time and stages add up over resumed parts."""
@@ -332,6 +341,7 @@ class _Run:
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             hashes={"data": card.data, "teacher": card.teacher, "bank": card.train_bank},
             stages=stages,
+            stopped=self.searcher.stopped if self.searcher else None,
             wall_seconds=before.get("wall_seconds", 0.0) + seconds,
             peak_memory_bytes=max(before.get("peak_memory_bytes", 0), self.peak),
         )

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.search import Searcher
 
-from comkd_ray import cluster, jobs, ray_train, study_file
+from comkd_ray import budget, cluster, jobs, ray_train, study_file
+from comkd_ray.budget import Budget
 from comkd_ray.config import Study
 from comkd_ray.jobs import Asked, Job
 from comkd_ray.material import Card
@@ -23,6 +24,8 @@ from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.results import Row, ranked, read_records
 from comkd_ray.search_space import Overrides
 from comkd_ray.weights import keep_best
+
+UNLIMITED = Budget()
 
 
 class Arms(Protocol):
@@ -85,11 +88,22 @@ def identify(study: Study, card: Card, overrides: Overrides) -> str:
 class CohortSearcher(Searcher):  # type: ignore[misc]
     """Asks for a cohort of arms at once, and tells each arm as soon as its record is there."""
 
-    def __init__(self, study: Study, run: Path, cache: Path, arms: Arms, card: Card, size: int) -> None:
-        """size: arms of a cohort."""
+    def __init__(
+        self,
+        study: Study,
+        run: Path,
+        cache: Path,
+        arms: Arms,
+        card: Card,
+        size: int,
+        limit: Budget = UNLIMITED,
+    ) -> None:
+        """size: arms of a cohort. limit: when no more are asked for."""
         super().__init__()  # no metric: Tune would want it in every report
         self.study, self.run, self.cache, self.arms, self.card = study, run, cache, arms, card
-        self.size = size
+        self.size, self.limit = size, limit
+        self.stopped: str | None = None
+        """Why no more arms are asked for although some are left."""
         self.records = read_records(run)
         self.cohorts: dict[str, dict[str, Asked]] = {}
         """Running cohorts by name: their arms that have not ended."""
@@ -151,7 +165,11 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         """Arms of the next cohort: proposals that are known already are answered at once."""
         asked: list[Asked] = []
         running = {arm for cohort in self.cohorts.values() for arm in cohort}
+        self.stopped = None
         while len(asked) < self.size and self.arms.left():
+            self.stopped = self._limit_reached(len(running))
+            if self.stopped:
+                break
             proposal = self.arms.ask()
             arm = identify(self.study, self.card, proposal.overrides)
             if arm in self.records or arm in running:
@@ -161,6 +179,12 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
             self.arms.assign(proposal.number, arm)
             asked.append(Asked(arm, proposal.number, proposal.overrides, proposal.protected))
         return asked
+
+    def _limit_reached(self, running: int) -> str | None:
+        """Why the budget allows no further arm; arms of another study cost this one nothing."""
+        rows = [record["arm"] for record in self.records.values() if "from" not in record["arm"]]
+        search, compute = self.study.search, self.study.compute
+        return budget.reached(self.limit, rows, running, compute, search.objectives)
 
     def on_trial_result(self, trial_id: str, result: Row) -> None:
         """Values of an epoch, and the arms that ended with it."""

@@ -277,3 +277,24 @@ def test_a_ready_curve_has_nine_values_with_the_studys_own_among_them(name: str,
     values = {cell[key] for cell in cells(study)}
     assert len(values) == 9
     assert study_file.flatten(study.model_dump(mode="json"))[key] in values
+
+
+# Small spaces -----------------------------------------------------------------------------------
+
+
+def test_a_small_space_is_trained_whole_with_its_named_arms_first_and_protected(tmp_path: Path) -> None:
+    first: list[Tree] = [{"student.edu_attention": True, "student.ifalign": False}]
+    study = outer.study(tmp_path, outer.tpe(20, first, space=SEEDS | {"train.seed": {"choice": [1, 2]}}))
+    arms = opened(study)
+    assert arms.left() == 8
+    asked = [arms.ask() for _ in range(8)]
+    assert [one.protected for one in asked] == [True] + [False] * 7
+    assert asked[0].overrides == {**first[0], "train.seed": 1}
+    assert len({name(study, one.overrides) for one in asked}) == 8
+
+
+def test_numbers_that_a_sampler_gave_are_not_given_again(tmp_path: Path) -> None:
+    study = grid_study(tmp_path, SEEDS)
+    arms = GridArms(study, lambda cell: name(study, cell), (), [0, 5, 30])
+    numbers = list(ask_all(arms))
+    assert numbers == [31, 1, 2, 3, 4, 32, 6, 7, 8, 9, 10, 11]

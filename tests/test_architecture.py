@@ -33,6 +33,7 @@ ALLOWED = {
     "errors": "|",
     "markup": "|",
     "search_space": "|",
+    "quarantine": "errors |",
     "config": "search_space |",
     "study_file": "config errors protocols search_space |",
     "cache": "errors |",
@@ -58,7 +59,7 @@ ALLOWED = {
     "models": "config errors study_file | open_clip safetensors torch",
     "prompts": "errors models | open_clip torch",
     "student": "config losses models precision prompts | torch",
-    "results": "errors | polars",
+    "results": "errors quarantine | polars",
     "bank_store": "errors results |",
     "bank_care": "bank_store errors |",
     "bank": "bank_store data.pixels data.views errors study_file | torch",
@@ -81,7 +82,11 @@ ALLOWED = {
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
     "memory_probe": "cohort config data.datasets errors jobs material models results search_space study_file"
     " | torch",
-    "optuna_search": "config protocols results search_space study_file | optuna",
+    "budget": "config protocols |",
+    "journal": "quarantine results | optuna",
+    "samplers": "config search_space | optuna scipy",
+    "optuna_search": "config journal protocols results samplers search_space study_file | optuna",
+    "study_life": "config errors material protocols provenance results search_space study_file weights |",
     "ablation": "config optuna_search results search_space study_file |",
     "ledger": "config errors jobs material results search_space study_file weights words |",
     "growth": "arms comparison config designs results search_space sequential study_file |",
@@ -91,7 +96,7 @@ ALLOWED = {
     "cluster": "config errors | ray",
     "ray_train": "config data.pixels errors jobs material memory_probe prepare progress results stage_one"
     " study_file train | ray ray.train torch",
-    "tune": "cluster config jobs material optuna_search protocols ray_train results search_space"
+    "tune": "budget cluster config jobs material optuna_search protocols ray_train results search_space"
     " study_file weights | ray ray.tune",
     # report
     "stats": "| scipy",
@@ -109,7 +114,7 @@ ALLOWED = {
     "variants": "arms collapse pairing search_space stats words | polars",
     "claims": "arms config designs pairing search_space study_file words | polars",
     "retuned": "claims config designs pairing search_space study_file words | polars",
-    "run": "arms config errors pairing protocols results retuned study_file | polars",
+    "run": "arms config errors pairing protocols quarantine results retuned study_file | polars",
     "reference_rows": "arms collapse config search_space stats study_file words | polars",
     "components": "arms collapse config errors factorial pairing reference_rows stats | polars",
     "published": "|",
@@ -125,6 +130,7 @@ ALLOWED = {
     "cost_plots": "arms collapse figure reference_rows stats | plotly polars",
     "search_study": "arms protocols search_space | optuna polars",
     "search_plots": "arms collapse figure protocols search_study | optuna plotly polars",
+    "front_plot": "arms figure protocols search_plots search_study | optuna plotly polars",
     "importance": "arms figure protocols search_study | optuna plotly polars",
     "knob_plots": "arms claims config designs figure search_space stats words | plotly polars",
     "main_effects": "arms claims config designs errors factorial search_space stats | polars",
@@ -134,8 +140,8 @@ ALLOWED = {
     "report_tables": "arms collapse components findings markup pairing protocols stats tables words | polars",
     "report_facts": "arms findings markup words | polars",
     "document": "markup words | plotly",
-    "report_figures": "arms collapse components cost_plots costs document figure findings importance markup"
-    " plots reference_rows report_facts report_tables run search_plots variants | plotly",
+    "report_figures": "arms collapse components cost_plots costs document figure findings front_plot"
+    " importance markup plots reference_rows report_facts report_tables run search_plots variants | plotly",
     "report_ablation": "components config document knob_plots main_effects markup report_figures"
     " report_tables retuned retuned_plots run tables |",
     "report": "document findings markup published published_gap reference_rows report_ablation report_facts"
@@ -152,11 +158,11 @@ ALLOWED = {
     " photographs protocols rehearsal student teacher | open_clip torch",
     "forecast": "bank_store cluster cohort config errors jobs memory_probe plan probe simulate study_file"
     " teacher train words | torch",
-    "study_run": "ablation cache cluster config data.datasets errors growth ledger material memory_probe"
-    " optuna_search photographs plan prepare progress protocols provenance ray_train report results"
-    " study_file tune weights |",
+    "study_run": "ablation budget cache cluster config data.datasets errors growth jobs journal ledger"
+    " material memory_probe optuna_search photographs plan prepare progress protocols provenance ray_train"
+    " report results search_space study_file study_life tune weights |",
     "ablation_run": "ablation_plan cluster config designs errors joint_report ledger plan progress retune"
-    " starting_point study_file study_run words |",
+    " starting_point study_file study_life study_run words |",
     # measuring
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
@@ -178,15 +184,15 @@ ALLOWED = {
     " study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster errors exits"
-    " forecast joint_report markdown plan progress report run study_file study_run |",
+    "cli": "__init__ budget cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster errors exits"
+    " forecast joint_report markdown plan progress report results run study_file study_life study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
-    "arms", "fractional", "designs", "claims", "retuned", "knob_plots", "main_effects", "retuned_plots",
-    "report_ablation", "collapse", "pairing", "variants", "run", "reference_rows", "components", "published",
-    "published_gap", "tables", "costs", "markdown", "joint", "figure", "plots", "cost_plots", "search_study",
-    "search_plots", "importance", "rank_plot", "findings", "markup", "report_tables", "report_facts",
+    "quarantine", "arms", "collapse", "pairing", "variants", "run", "reference_rows", "components",
+    "published", "published_gap", "tables", "costs", "markdown", "joint", "figure", "plots", "cost_plots",
+    "search_study", "search_plots", "front_plot", "importance", "rank_plot", "findings", "markup",
+    "report_tables", "report_facts",
     "document", "report_figures", "report", "joint_report", "results",
 )  # fmt: skip
 VAGUE = {"utils", "util", "common", "base", "core", "misc", "helpers", "registry", "manager", "tools"}

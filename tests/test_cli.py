@@ -348,7 +348,7 @@ def test_a_study_that_changed_is_not_resumed_and_the_keys_are_named(
     began(tmp_path / "reports" / "tiny", world)
     settings = ("--set", "train.lr=0.5", "--set", "data.shots=1", "--set", "compute.cpus=2")
     refusal = tune("--resume", *settings).refusal
-    assert refusal.endswith("--resume goes on with the same study, but data.shots, train.lr changed\n")
+    assert "--resume goes on with the same study, but data.shots, train.lr changed; --fork NAME" in refusal
 
 
 @pytest.mark.parametrize(
@@ -408,15 +408,19 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     assert CliRunner().invoke(cli.main, ["report", "nowhere"]).exit_code == 2
 
 
+def ended(run: Path, **how: Any) -> SimpleNamespace:
+    """How a study ended; all went well unless something else is said."""
+    well = {"best": None, "arms": 4, "failed": 0, "left": 0, "unasked": 0, "stopped": None}
+    return SimpleNamespace(run=run, seconds=9.0, **{**well, "interrupted": False, **how})
+
+
 @pytest.mark.parametrize("kind", fake_run.KINDS)
 def test_the_last_words_are_in_the_scores_of_the_protocol(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: tuple[str, str]
 ) -> None:
     best, _ = fake_run.arm(0, {"train.seed": 1}, tree=fake_run.rows_tree(kind))
-    outcome = SimpleNamespace(
-        best=best, run=tmp_path, arms=1, failed=0, left=0, seconds=9.0, interrupted=False
-    )
-    cli_end.tell(outcome, as_json=False, quiet=False, again="the same command")
+    outcome = ended(tmp_path, best=best, arms=1)
+    cli_end.tell(outcome, as_json=False, quiet=False, how_to_go_on="")
     _, line, *warned = capsys.readouterr().out.splitlines()
     chosen = {"strict": "val_", "promptkd": "test_"}[kind[1]]
     assert line.startswith(f"best by {chosen}")
@@ -426,3 +430,145 @@ def test_the_last_words_are_in_the_scores_of_the_protocol(
         kind[0] != "base_to_novel",
     )
     assert bool(warned) == (kind[1] == "promptkd")
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ({"best": {}}, 0),
+        ({"best": {}, "left": 5, "unasked": 5, "stopped": "--max-arms 4"}, 0),
+        ({"best": {}, "left": 5, "unasked": 4, "stopped": "--max-arms 4"}, 3),
+        ({"best": {}, "left": 1}, 3),
+        ({"best": {}, "failed": 1}, 3),
+        ({}, 1),
+        ({"best": {}, "interrupted": True, "left": 2}, 130),
+    ],
+)
+def test_a_budget_is_no_failure_and_a_lost_arm_is(tmp_path: Path, how: Tree, code: int) -> None:
+    assert cli_end.exit_code(ended(tmp_path, **how)) == code
+
+
+def test_a_study_that_a_budget_ended_says_why_and_how_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = ended(tmp_path, left=5, unasked=5, stopped="--max-arms 4: 4 arms ended, 0 run")
+    cli_end.tell(outcome, False, False, cli._how_to_go_on(None, None, tmp_path))
+    assert capsys.readouterr().out.splitlines() == [
+        "4 arms ended, 0 failed, 5 left, 9 s",
+        "stopped by --max-arms 4: 4 arms ended, 0 run",
+        "the same command with --resume goes on",
+    ]
+    cli_end.tell(outcome, True, False, "")
+    assert json.loads(capsys.readouterr().out)["stopped"] == "--max-arms 4: 4 arms ended, 0 run"
+
+
+def test_more_arms_are_not_added_twice_by_repeating_the_command() -> None:
+    assert (
+        cli._how_to_go_on(None, 5, Path("r"))
+        == "the same command with --resume and without --add-arms goes on"
+    )
+
+
+# Going on, forks, large grids -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--add-arms", "4"], "--add-arms: goes on with a study that has begun; add --resume"),
+        (["--fork", "other", "--resume"], "--fork: begins another study; without --resume"),
+        (["--fork", "other"], "reports/tiny holds no records to take over"),
+        (
+            ["--set", "search.space={train.seed: {int: [1, 20000]}}"],
+            "this grid has 20,000 arms, more than 10,000; search fewer values, or add --yes",
+        ),
+    ],
+)
+def test_flags_that_make_no_sense_together_are_refused(
+    tune: Callable[..., Tune], words: list[str], refusal: str
+) -> None:
+    ended = tune(*words)
+    assert refusal in ended.refusal
+    assert not ended.run.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--budget-hours", "0"], ["--max-arms", "0"], ["--until", "-1"], ["--resume", "--add-arms", "0"]],
+)
+def test_a_budget_of_nothing_is_bad_input(tune: Callable[..., Tune], words: list[str]) -> None:
+    assert tune(*words).result.exit_code == 2
+
+
+def test_a_large_grid_with_a_yes_is_taken_at_its_word(tune: Callable[..., Tune]) -> None:
+    passed = tune("--set", "search.space={train.seed: {int: [1, 10001]}}", "--yes")
+    assert str(passed.result.exception) == "Ray was started"
+
+
+def test_a_grid_takes_no_more_arms(tune: Callable[..., Tune], world: Path, tmp_path: Path) -> None:
+    began(tmp_path / "reports" / "tiny", world)
+    assert "--add-arms: a grid has all its arms already" in tune("--resume", "--add-arms", "2").refusal
+
+
+def test_a_sampled_study_goes_on_with_more_arms(
+    tune: Callable[..., Tune], world: Path, tmp_path: Path
+) -> None:
+    content = outer.tree(world, outer.tpe(4))
+    run = tmp_path / "reports" / "tiny"
+    run.mkdir(parents=True)
+    outer.write_yaml(run / "study.yaml", content)
+    passed = tune("--resume", "--add-arms", "2", content=content)
+    assert str(passed.result.exception) == "Ray was started"
+
+
+def forkable(run: Path, world: Path) -> Path:
+    """A run with one record."""
+    began(run, world)
+    one = outer.record("abc")
+    results.write_record(run, one["arm"], one["epochs"])
+    return run
+
+
+def test_a_fork_shows_what_differs_before_anything_runs(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forkable(tmp_path / "reports" / "tiny", world)
+    path = outer.write_yaml(tmp_path / "tiny.yaml", outer.tree(world))
+    words = ["tune", str(path), "--fork", "other", "--set", "train.lr=0.5"]
+    dry = CliRunner().invoke(cli.main, [*words, "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    lines = [" ".join(line.split()) for line in dry.stdout.splitlines()]
+    assert lines[:2] == [
+        f"study other, into {tmp_path / 'reports' / 'other'}",
+        "changed train.lr: 0.02 -> 0.5",
+    ]
+    begun = CliRunner().invoke(cli.main, words)
+    assert str(begun.exception) == "Ray was started"
+    assert "train.lr: 0.02 -> 0.5\n" in begun.stderr
+    assert not (tmp_path / "reports" / "other").exists()
+
+
+def test_a_fork_never_touches_a_study_that_is_there(
+    tune: Callable[..., Tune], world: Path, tmp_path: Path
+) -> None:
+    forkable(tmp_path / "reports" / "tiny", world)
+    other = tmp_path / "reports" / "other"
+    other.mkdir()
+    assert "other exists; nothing was written" in tune("--fork", "other", "--set", "train.lr=0.5").refusal
+    assert list(other.iterdir()) == []
+
+
+def test_a_dry_run_says_what_chooses_the_arms(world: Path, tmp_path: Path) -> None:
+    path = outer.write_yaml(tmp_path / "tiny.yaml", outer.tree(world, outer.tpe(9, space=outer.GRID)))
+    plan = CliRunner().invoke(cli.main, ["tune", str(path), "--dry-run"])
+    assert "all 4 of a finite space, each once: tpe is not asked" in plan.stdout
+    assert "arms                       4\n" in plan.stdout
+
+
+def test_a_damaged_table_is_mended_before_the_report(tmp_path: Path) -> None:
+    tree = fake_run.study_tree(fake_run.SPACE)
+    run = fake_run.write(tmp_path / "run", fake_run.searched_arms(), tree, fake_run.provenance())
+    (run / "results" / "arms" / "part-0.parquet").write_bytes(b"PAR1 no")
+    result = CliRunner().invoke(cli.main, ["report", str(run)])
+    assert (result.exit_code, result.stdout) == (0, f"{run / 'report.html'}\n")
+    assert "results/arms/part-0.parquet: cannot be read; it lies in quarantine/" in result.stderr

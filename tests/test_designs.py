@@ -13,7 +13,6 @@ import pytest
 from comkd_ray import study_file
 from comkd_ray.config import Study
 from comkd_ray.designs import (
-    LARGEST,
     claim_pairs,
     compile_study,
     count_settings,
@@ -217,7 +216,6 @@ def test_a_huge_grid_has_to_be_confirmed() -> None:
     with pytest.raises(UserError, match=r"10,625 cells are more than 10,000; --yes confirms them"):
         compile_study(one, "tiny", "tiny.yaml")
     assert len(cells(compile_study(one, "tiny", "tiny.yaml", confirmed=True))) == 10_625
-    assert LARGEST == 10_000
 
 
 def test_without_a_block_there_is_nothing_to_ablate() -> None:

@@ -292,6 +292,7 @@ def test_protection_survives_the_crash(tmp_path: Path) -> None:
 def test_a_named_arm_survives_a_crash_right_after_it_was_taken(tmp_path: Path) -> None:
     """The journal then has the trial, but not one of its values."""
     before = opened(tmp_path, first=FIRST[:1])
+    before._enqueue_next(before.known())
     before.optuna.ask()
     after = opened(tmp_path, first=FIRST[:1])
     assert after.reconcile({}) == 1

@@ -148,7 +148,7 @@ def test_claims_are_the_settings_but_the_first_and_seeds_those_of_both(make_stud
 @pytest.mark.parametrize("search", [
     {"sampler": "grid", "space": GRID},
     {"sampler": "grid", "space": {"train.seed": {"choice": [1, 2]}}},
-    {"sampler": "tpe", "arms": 8, "space": {**GRID, "train.seed": {"choice": [1, 2]}}},
+    {"sampler": "tpe", "arms": 7, "space": {**GRID, "train.seed": {"choice": [1, 2]}}},
 ])  # fmt: skip
 def test_without_seeds_claims_or_a_known_list_of_arms_nothing_is_foretold(
     make_study: MakeStudy, search: dict[str, Any]
@@ -157,6 +157,31 @@ def test_without_seeds_claims_or_a_known_list_of_arms_nothing_is_foretold(
     assert plan.can_find is None
     assert "can find" not in dict(plan.lines())
     assert json.loads(plan.as_json())["can_find"] is None
+
+
+def test_a_sampled_space_that_is_small_is_planned_as_the_grid_that_it_is(make_study: MakeStudy) -> None:
+    space = {**GRID, "train.seed": {"choice": [1, 2]}}
+    small, grid = (
+        make_plan(make_study({"search": {**search, "space": space}}))
+        for search in ({"sampler": "tpe", "arms": 50}, {"sampler": "grid"})
+    )
+    assert small.arms == grid.arms == 8
+    assert small.can_find == grid.can_find
+    assert dict(small.lines())["arms come from"] == "all 8 of a finite space, each once: tpe is not asked"
+    assert json.loads(small.as_json())["search"] == dict(small.lines())["arms come from"]
+
+
+def test_every_kind_of_range_is_drawn_and_checked(make_study: MakeStudy) -> None:
+    """Also a logarithmic integer, and one so wide that its values are not to be listed."""
+    space = {
+        "train.batch_size": {"int": [2, 16], "log": True},
+        "train.seed": {"int": [0, 2**31 - 1]},
+        "train.momentum": {"float": [0.0, 0.9], "step": 0.3},
+    }
+    plan = make_plan(make_study({"search": {"sampler": "qmc", "arms": 8, "space": space}}))
+    assert plan.steps == 32 // 2 * 2
+    with pytest.raises(UserError, match=r"train.batch_size: \d+, but 32 training images"):
+        make_plan(make_study({"search": {"arms": 8, "space": {"train.batch_size": {"int": [16, 512]}}}}))
 
 
 def test_nothing_is_written_and_json_is_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,17 +12,28 @@ import polars as pl
 import pytest
 from optuna.trial import TrialState
 
-from comkd_ray import cost_plots, importance, plots, results, search_plots, search_study, study_file
+from comkd_ray import (
+    cost_plots,
+    front_plot,
+    importance,
+    plots,
+    results,
+    search_plots,
+    search_study,
+    study_file,
+)
 from comkd_ray.figure import NoFigure, hover
 from comkd_ray.search_space import Dimension
 
 Arms = list[tuple[fake_run.Row, list[fake_run.Row]]]
 SPACE = study_file.build(fake_run.study_tree(fake_run.SPACE), "fake").search.space
+TWO = ("objective", "trainable_parameters")
 
 FIGURES: dict[str, Callable[[pl.DataFrame, pl.DataFrame], go.Figure]] = {
     "history": lambda a, _: search_plots.history_plot(search_plots.history_info(a, SPACE)),
     "parallel": lambda a, _: search_plots.parallel_plot(search_plots.parallel_info(a, SPACE)),
     "importance": lambda a, _: importance.importance_plot(importance.importance_info(a, SPACE)),
+    "front": lambda a, _: front_plot.front_plot(front_plot.front_info(a, SPACE, TWO)),
     "modules": lambda a, _: plots.modules_plot(plots.modules_info(a)),
     "curves": lambda a, e: plots.curves_plot(plots.curves_info(a, e)),
     "size": lambda a, _: cost_plots.size_plot(cost_plots.size_info(a)),
@@ -44,14 +55,14 @@ def _ended(status: str) -> Arms:
 
 
 DEGENERATE: dict[str, tuple[Arms, set[str]]] = {
-    "one arm": (_ended("complete")[:1], {"history", "curves", "size", "cost"}),
+    "one arm": (_ended("complete")[:1], {"history", "front", "curves", "size", "cost"}),
     "all failed": (_ended("failed"), {"cost"}),
     "all pruned": (_ended("pruned"), {"curves", "cost"}),
     "one key": (
         [fake_run.arm(n, {"loss.temperature": 1.0 + n}) for n in range(12)],
-        {"history", "parallel", "curves", "size", "cost"},
+        {"history", "parallel", "front", "curves", "size", "cost"},
     ),
-    "no key": ([fake_run.arm(0, {}), fake_run.arm(1, {})], {"history", "curves", "size", "cost"}),
+    "no key": ([fake_run.arm(0, {}), fake_run.arm(1, {})], {"history", "front", "curves", "size", "cost"}),
     "a study": (fake_run.searched_arms(), set(FIGURES)),
 }
 
@@ -254,3 +265,20 @@ def test_projector_only_is_apart_from_the_2x2(tmp_path: Path) -> None:
     assert names["PromptKD"] == "circle"
     small = min(point.trainable or 0 for point in info.arms)
     assert {point.method for point in info.arms if point.trainable == small} == {(False, False, False)}
+
+
+def test_the_front_holds_the_arms_that_none_beats_in_both(tmp_path: Path) -> None:
+    rows = [(number, fake_run.arm(number, fake_run.drawn(number))) for number in range(4)]
+    values = [(70.0, 9), (60.0, 5), (65.0, 9), (60.0, 7)]
+    for (_, (row, _)), (objective, size) in zip(rows, values, strict=True):
+        row |= {"objective": objective, "trainable_parameters": size}
+    arms = table(tmp_path, [arm for _, arm in rows])
+    figure = front_plot.front_plot(front_plot.front_info(arms, SPACE, TWO))
+    beaten, front = figure.data
+    assert (beaten.name, front.name) == ("another arm beats it", "front")
+    assert sorted(zip(front.x, front.y, strict=True)) == [(60.0, 5), (70.0, 9)]
+    assert sorted(zip(beaten.x, beaten.y, strict=True)) == [(60.0, 7), (65.0, 9)]
+    for trace in figure.data:  # each point says which arm it is
+        for x, y, words in zip(trace.x, trace.y, trace.text, strict=True):
+            assert f"(number {values.index((x, y))}, complete)" in words
+    assert figure.layout.yaxis.title.text == "trainable_parameters"

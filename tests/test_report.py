@@ -445,3 +445,26 @@ def test_epochs_of_a_foreign_table_are_no_trouble(study: Path) -> None:
     rows = pl.read_parquet(part)
     rows.with_columns(arm=pl.lit("000000000000")).write_parquet(part)
     assert "No epoch was recorded" in body(report.build(study))
+
+
+def test_a_study_with_two_objectives_has_its_front(tmp_path: Path) -> None:
+    tree = fake_run.study_tree(fake_run.SPACE)
+    tree["search"]["objectives"] = ["objective", "trainable_parameters"]
+    folder = fake_run.write(tmp_path, fake_run.searched_arms(), tree, fake_run.provenance())
+    page = body(report.build(folder))
+    assert "<h2>Front</h2>" in page
+    assert "what the search steered by: objective and trainable_parameters" in page
+    assert page.count('class="plot"') == 8
+
+
+def test_arms_of_a_fork_that_were_copied_cost_it_nothing(tmp_path: Path) -> None:
+    rows = fake_run.searched_arms(6)
+    for row, _ in rows:
+        row["seconds"] = 30.0
+    for row, _ in rows[:4]:
+        row["from"] = "older"
+    facts = fake_run.provenance(stages={"search": 60.0}, fork={"from": "older", "copied": 4, "told": 1})
+    folder = fake_run.write(tmp_path, rows, fake_run.study_tree(fake_run.SPACE), facts)
+    page = body(report.build(folder))
+    assert "for 2 arms: 120 arms an hour. Their own times add up to 1\u00a0min\u00a000\u00a0s." in page
+    assert "from older · copied 4 · told 1" in page

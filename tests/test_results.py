@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import fake_run
@@ -11,7 +13,7 @@ import outer
 import polars as pl
 import pytest
 
-from comkd_ray import results
+from comkd_ray import quarantine, results, run
 from comkd_ray.errors import UserError
 from comkd_ray.results import ARMS, EPOCHS
 
@@ -75,14 +77,17 @@ def test_what_a_killed_writer_left_is_no_record(tmp_path: Path) -> None:
     assert len(results.read_records(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("content", ['{"arm": {"ar', "", "[]", "{}", '{"arm": 5}', "null", "\x00\x00"])
+@pytest.mark.parametrize(
+    "content", ['{"arm": {"ar', "", "[]", "{}", '{"arm": 5}', "null", "\x00\x00", '{"arm": {"arm": "other"}}']
+)
 def test_a_damaged_record_is_moved_aside_so_that_its_arm_runs_again(tmp_path: Path, content: str) -> None:
     write(tmp_path, fake_run.arm(1, {}), fake_run.arm(2, {}))
     damaged = fake_run.identity(2)
     (tmp_path / "records" / f"{damaged}.json").write_text(content)
     assert list(results.read_records(tmp_path)) == [fake_run.identity(1)]
     left = {path.name for path in (tmp_path / "records").iterdir()}
-    assert left == {f"{fake_run.identity(1)}.json", f"{damaged}.damaged"}
+    assert left == {f"{fake_run.identity(1)}.json"}
+    assert quarantine.held(tmp_path) == [f"{damaged}.json"]
 
 
 def test_one_record_is_read_by_name(tmp_path: Path) -> None:
@@ -186,3 +191,88 @@ def test_of_equal_arms_the_first_asked_for_is_best() -> None:
     records["low"] = outer.record("low", 40.0, number=0)
     records["none"] = outer.record("none", number=1, objective=None)
     assert [row["arm"] for row in results.ranked(records)] == ["zzz", "aaa", "low"]
+
+
+# Damage -----------------------------------------------------------------------------------------
+
+
+def studied(folder: Path) -> Path:
+    """A run of five arms with records and tables."""
+    return fake_run.write(folder / "run", fake_run.searched_arms(5), fake_run.study_tree(fake_run.SPACE))
+
+
+def spoil(path: Path) -> None:
+    """Overwrite the middle of a file with zeros, as a lost block of a disk reads."""
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes(third)
+    path.write_bytes(content)
+
+
+def test_a_sound_run_needs_no_mending(tmp_path: Path) -> None:
+    folder = studied(tmp_path)
+    assert results.mend(folder) == []
+    assert quarantine.held(folder) == []
+
+
+def test_a_damaged_record_is_named_and_the_rest_is_used(tmp_path: Path) -> None:
+    folder = studied(tmp_path)
+    path = folder / "records" / f"{fake_run.identity(2)}.json"
+    spoil(path)
+    assert results.mend(folder) == [
+        f"records/{path.name}: cannot be read; it lies in quarantine/{path.name}, "
+        "and --resume trains the arm again"
+    ]
+    assert not path.exists()
+    assert (folder / "quarantine" / path.name).exists()
+    assert len(results.read_records(folder)) == 4
+
+
+@pytest.mark.parametrize("name", ["arms", "epochs"])
+@pytest.mark.parametrize(
+    "how", [spoil, lambda path: path.write_bytes(b"PAR1"), lambda path: path.write_bytes(b"")]
+)
+def test_a_damaged_table_is_named_and_rebuilt_from_the_records(
+    tmp_path: Path, name: str, how: Callable[[Path], None]
+) -> None:
+    folder = studied(tmp_path)
+    before = results.read_arms(folder), results.read_epochs(folder)
+    how(folder / "results" / name / "part-0.parquet")
+    assert results.mend(folder) == [
+        f"results/{name}/part-0.parquet: cannot be read; it lies in quarantine/part-0.parquet, "
+        "and was rebuilt from 5 records"
+    ]
+    assert results.read_arms(folder).equals(before[0])
+    assert results.read_epochs(folder).equals(before[1])
+    assert quarantine.held(folder) == ["part-0.parquet"]
+
+
+def test_without_records_the_other_parts_of_a_damaged_table_are_used(tmp_path: Path) -> None:
+    folder, other = studied(tmp_path), studied(tmp_path / "other")
+    shutil.rmtree(folder / "records")
+    part = folder / "results" / "arms" / "part-0.parquet"
+    (other / "results" / "arms" / "part-0.parquet").rename(part.with_name("part-1.parquet"))
+    part.write_bytes(b"no table")
+    assert results.mend(folder)[0].endswith("and the other parts are used")
+    assert len(results.read_arms(folder)) == 5
+
+
+def test_a_report_says_what_lies_in_quarantine(tmp_path: Path) -> None:
+    folder = studied(tmp_path)
+    spoil(folder / "results" / "arms" / "part-0.parquet")
+    results.mend(folder)
+    assert "quarantine/ holds what could not be read: part-0.parquet." in run.read(folder).troubles
+
+
+def test_what_cannot_be_moved_aside_is_the_persons_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = studied(tmp_path)
+    (folder / "records" / f"{fake_run.identity(2)}.json").write_text("{")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=r"is damaged and cannot be moved to .*quarantine: No space left"):
+        results.mend(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import Any
 
 import pytest
@@ -144,6 +145,27 @@ def test_without_conditions_the_order_is_that_of_the_file() -> None:
             {"a": {"choice": [1], "when": {"b": "true"}}, "b": {"choice": [True, False]}},
             "a: `when` wants b = 'true', which it never takes",
         ),
+        (
+            {"a": {"choice": [1], "when": {"b": 0.5}}, "b": {"float": [0, 1]}},
+            "a: `when` wants b = 0.5, which a continuous range never hits",
+        ),
+        (
+            {
+                "a": {"choice": [1, 2]},
+                "b": {"choice": [1], "when": {"a": 1}},
+                "c": {"choice": [1], "when": {"b": 1, "a": 2}},
+            },
+            "c: is never reached: its conditions want a = ",
+        ),
+        (
+            {
+                "a": {"choice": [1, 2]},
+                "b": {"choice": [1], "when": {"a": 1}},
+                "c": {"choice": [1], "when": {"a": 2}},
+                "d": {"choice": [1], "when": {"b": 1, "c": 1}},
+            },
+            "d: is never reached: its conditions want a = ",
+        ),
     ],
 )
 def test_a_condition_that_never_holds_is_refused(keys: dict[str, Tree], words: str) -> None:
@@ -212,3 +234,61 @@ def test_a_space_cannot_be_changed() -> None:
     one = dimension(choice=[1, 2])
     with pytest.raises(ValidationError):
         one.choice = (3,)  # type: ignore[misc]
+
+
+# Counting ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"a": {"choice": [1]}},
+        {"a": {"choice": [False, True]}, "b": {"int": [1, 3]}, "c": {"float": [0, 1], "step": 0.25}},
+        {
+            "c": {"choice": [1, 2], "when": {"b": "x"}},
+            "b": {"choice": ["x", "y"], "when": {"a": True}},
+            "a": {"choice": [False, True]},
+        },
+        {
+            "a": {"int": [1, 9]},
+            "b": {"choice": [1, 2, 3], "when": {"a": 4}},
+            "c": {"int": [0, 4], "when": {"a": 7}},
+            "d": {"choice": [1, 2], "when": {"b": 2, "a": 4}},
+        },
+    ],
+)
+def test_cells_are_counted_without_making_them(keys: dict[str, Tree]) -> None:
+    assert search_space.count(space(**keys)) == len(list(search_space.grid(space(**keys))))
+
+
+def test_a_space_of_many_billions_is_counted_at_once() -> None:
+    keys = {f"k{n}": dimension(int=[1, 1000]) for n in range(6)}
+    keys["seed"] = dimension(int=[0, 2**31 - 1], when={"k0": 5})
+    assert search_space.count(keys) == 1000**5 * (999 + 2**31)
+
+
+def test_a_continuous_space_has_no_count() -> None:
+    assert search_space.count(space(a={"choice": [1]}, b={"float": [0, 1]})) is None
+
+
+def test_every_grid_is_the_product_without_its_inactive_parts() -> None:
+    """Said again, the slow way: all combinations, inactive keys left out, each once."""
+    keys = space(
+        a={"choice": [0, 1, 2]},
+        b={"choice": ["x", "y"], "when": {"a": 1}},
+        c={"choice": [True, False], "when": {"b": "y"}},
+        d={"int": [1, 2], "when": {"a": 2}},
+    )
+    every = []
+    for a, b, c, d in product([0, 1, 2], "xy", [True, False], [1, 2]):
+        cell: Overrides = {"a": a}
+        if a == 1:
+            cell["b"] = b
+            if b == "y":
+                cell["c"] = c
+        if a == 2:
+            cell["d"] = d
+        if cell not in every:
+            every.append(cell)
+    assert list(search_space.grid(keys)) == every

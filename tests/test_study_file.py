@@ -161,6 +161,26 @@ def test_what_all_arms_share_cannot_be_searched(tmp_path: Path, key: str) -> Non
         ("search.space.loss.temperature=5", "search.space.loss.temperature: input should be an object"),
         ("search.arms=null", "search.arms: how many arms? Only a grid or a list knows its own size"),
         ("search.sampler=grid", "search.space.loss.temperature: a grid needs `choice` or `step`"),
+        (
+            "search.sampler=bohb",
+            "search.sampler: input should be 'tpe', 'random', 'gp', 'qmc', 'nsga2', 'grid'",
+        ),
+        ("search.objectives=[seconds]", "search: objectives: `objective` has to be one of them"),
+        ("search.objectives=[objective, objective]", "search: objectives: `objective` has to be one of them"),
+        ("search.objectives=[objective, speed]", "search.objectives.1: input should be 'objective', 'train"),
+        (
+            "search.objectives=[objective, seconds, total_parameters]",
+            "search.objectives: tuple should have at",
+        ),
+        ("search.space.loss.temperature={float: [4, 1]}", "the lower bound 4.0 is not below the upper"),
+        (
+            "search.space.loss.temperature={float: [0, 1], log: true}",
+            "a log range needs a lower bound above 0",
+        ),
+        (
+            "search.space.loss.kd_weight={float: [1, 2], when: {loss.temperature: 1.0}}",
+            "search.space.loss.kd_weight: `when` wants loss.temperature = 1.0, which a continuous range",
+        ),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(tmp_path: Path, setting: str, words: str) -> None:
@@ -393,3 +413,62 @@ def test_a_digest_tells_values_apart(other: tuple[object, ...]) -> None:
 
 def test_the_tiny_study_of_these_tests_is_a_study(tmp_path: Path) -> None:
     assert outer.study(tmp_path, outer.tpe(4)).search.arms == 4
+
+
+# Small spaces, large grids, several objectives ----------------------------------------------------
+
+SMALL = "search.space={student.alpha: {choice: [scalar, vector]}, train.seed: {choice: [1, 2]}}"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "nsga2"])
+@pytest.mark.parametrize(("arms", "exhausted"), [(3, False), (4, True), (50, True)])
+def test_a_finite_space_no_larger_than_arms_is_enumerated(
+    tmp_path: Path, sampler: str, arms: int, exhausted: bool
+) -> None:
+    study = load(tmp_path, TEXT, f"search.sampler={sampler}", f"search.arms={arms}", SMALL)
+    assert (study.search.is_exhausted, study.search.is_enumerated) == (exhausted, exhausted)
+
+
+def test_an_exhausted_space_begins_with_its_named_arms_and_holds_each_once(tmp_path: Path) -> None:
+    study = load(tmp_path, TEXT, "search.arms=9", SMALL, "search.first=[{student.alpha: vector}]")
+    found = [(cell["student.alpha"], cell["train.seed"]) for cell in study_file.cells(study)]
+    assert found == [("vector", 1), ("scalar", 1), ("scalar", 2), ("vector", 2)]
+
+
+def test_a_continuous_space_is_never_exhausted(tmp_path: Path) -> None:
+    assert not load(tmp_path, TEXT, "search.arms=1000000").search.is_exhausted
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ((), "tpe once 10 have ended, quasi-random before"),
+        (("search.startup_arms=0",), "tpe"),
+        (("search.first=[{student.alpha: vector}]", "search.sampler=gp"), "1 named, then gp once 10 have"),
+        (("search.sampler=random",), "random"),
+        (
+            ("search.sampler=nsga2", "search.objectives=[objective, seconds]"),
+            "nsga2, by objective and seconds",
+        ),
+        ((SMALL,), "all 4 of a finite space, each once: tpe is not asked"),
+        ((SMALL, "search.sampler=grid"), "grid: all are known beforehand"),
+    ],
+)
+def test_what_chooses_the_arms_is_said_in_words(tmp_path: Path, sets: tuple[str, ...], words: str) -> None:
+    assert study_file.how_arms_come(load(tmp_path, TEXT, *sets)).startswith(words)
+
+
+def test_halving_with_several_objectives_is_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, TEXT, "search.objectives=[objective, seconds]", "search.halving={}")
+    assert "search: halving goes by one value; with several objectives, leave it out" in message
+
+
+def test_a_grid_of_more_than_ten_thousand_arms_takes_a_yes(tmp_path: Path) -> None:
+    grid = load(tmp_path, TEXT, "search.sampler=grid", "search.space={train.seed: {int: [1, 10001]}}")
+    with pytest.raises(UserError, match=r"this grid has 10,001 arms, more than 10,000; .* or add --yes$"):
+        study_file.check_size(grid)
+    study_file.check_size(grid, yes=True)
+    sets = ("search.space={train.seed: {int: [1, 5001]}}", "search.first=[{}, {student.alpha: vector}]")
+    with pytest.raises(UserError, match="this list has 10,002 arms"):
+        study_file.check_size(load(tmp_path, TEXT, "search.sampler=list", *sets))
+    study_file.check_size(load(tmp_path, TEXT, "search.arms=20000"))

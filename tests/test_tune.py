@@ -298,6 +298,105 @@ def test_an_interrupted_study_reports_what_it_has_and_goes_on(
     assert arms.filter(arms["arm"].is_in(first["arm"].implode())).select(first.columns).equals(first)
 
 
+# How a search ends, goes on and begins again ------------------------------------------------------
+
+
+class Command:
+    """`comkd-ray tune tiny.yaml` on the Ray of the module, in a folder of its own."""
+
+    def __init__(self, driver: Driver, world: Path, folder: Path, search: Tree) -> None:
+        self.driver, self.world, self.folder = driver, world, folder
+        self.run = folder / "reports" / "tiny"
+        outer.write_yaml(folder / "tiny.yaml", outer.tree(world, search))
+
+    def __call__(self, *words: str) -> tuple[int, list[Tree]]:
+        """The exit code, and the events of stdout."""
+        command = ["tune", "tiny.yaml", "--json", "--address", self.driver.address, *words]
+        ended = outer.comkd(command, self.world / "cache", self.folder, **cluster.LOCAL)
+        assert ended.returncode in (0, 2), ended.stderr
+        return ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def said(events: list[Tree]) -> str:
+    return "\n".join(event["text"] for event in events if event["event"] == "message")
+
+
+def test_a_budget_ends_a_search_and_resuming_goes_on(driver: Driver, world: Path, tmp_path: Path) -> None:
+    tune = Command(driver, world, tmp_path, outer.tpe(6, arms_per_trial=2))
+    code, events = tune("--max-arms", "3")
+    assert (code, events[-1]["arms"], events[-1]["left"]) == (0, 3, 3)
+    assert events[-1]["stopped"] == "--max-arms 3: 3 arms ended, 0 run"
+    assert json.loads((tune.run / "provenance.json").read_text())["stopped"] == events[-1]["stopped"]
+    code, events = tune("--resume")
+    assert (code, events[-1]["arms"], events[-1]["left"], events[-1]["stopped"]) == (0, 6, 0, None)
+    code, events = tune("--resume", "--add-arms", "2")
+    assert (code, events[-1]["arms"], events[-1]["left"]) == (0, 8, 0)
+    assert study_file.load(tune.run / "study.yaml").search.arms == 8
+    code, events = tune("--resume")
+    assert (code, events[-1]["arms"], events[-1]["left"]) == (0, 8, 0)
+    assert len({one.user_attrs["start"] for one in trials(tune.run) if "start" in one.user_attrs}) == 3
+
+
+def test_a_fork_begins_with_what_is_known(driver: Driver, world: Path, tmp_path: Path) -> None:
+    tune = Command(driver, world, tmp_path, outer.tpe(4, arms_per_trial=2))
+    assert tune()[0] == 0
+    old = results.read_records(tune.run)
+    wide = "search.space.train.lr={float: [0.001, 0.1], log: true}"
+    code, events = tune("--fork", "wide", "--set", wide, "--set", "search.arms=2")
+    assert (code, events[-1]["arms"], events[-1]["left"]) == (0, 6, 0)
+    assert "search.space.train.lr.float: [0.003, 0.1] -> [0.001, 0.1]" in said(events)
+    assert "of tiny, 4 arms are copied and 0 more are told to the sampler" in said(events)
+    new = results.read_records(tune.run.parent / "wide")
+    assert {arm: new[arm]["epochs"] for arm in old} == {arm: old[arm]["epochs"] for arm in old}
+    assert sum("from" in record["arm"] for record in new.values()) == 4
+    assert results.read_records(tune.run) == old
+    code, events = tune("--fork", "wide", "--set", wide)
+    assert code == 2
+
+
+def test_damage_everywhere_is_named_and_made_good(driver: Driver, world: Path, tmp_path: Path) -> None:
+    tune = Command(driver, world, tmp_path, outer.tpe(6, arms_per_trial=2))
+    assert tune()[0] == 0
+    before = results.read_records(tune.run)
+    broken = sorted((tune.run / "records").iterdir())[2]
+    broken.write_text("{")
+    part = tune.run / "results" / "epochs" / "part-0.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    journal = tune.run / "optuna.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:10], b"\x00\x00\n", *lines[11:]]))
+    code, events = tune("--resume")
+    assert (code, events[-1]["arms"], events[-1]["left"]) == (0, 6, 0)
+    for name in (broken.name, "results/epochs/part-0.parquet", "optuna.journal: damaged in line 11"):
+        assert name in said(events)
+    after = results.read_records(tune.run)
+    kept = {arm: record for arm, record in before.items() if arm != broken.stem}
+    assert {arm: after[arm] for arm in kept} == kept
+    assert after.keys() == before.keys()
+    assert set(results.read_epochs(tune.run)["arm"]) == set(after)
+
+
+@pytest.mark.parametrize("sampler", ["gp", "qmc", "nsga2"])
+def test_every_sampler_searches_by_two_objectives(
+    driver: Driver, world: Path, tmp_path: Path, sampler: str
+) -> None:
+    search = outer.tpe(6, sampler=sampler, arms_per_trial=2, objectives=["objective", "trainable_parameters"])
+    tune = Command(driver, world, tmp_path, search)
+    code, events = tune()
+    assert (code, events[-1]["arms"], events[-1]["left"]) == (0, 6, 0)
+    assert [len(one.values) for one in trials(tune.run)] == [2] * 6
+    assert "<h2>Front</h2>" in (tune.run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_small_space_is_trained_whole_without_a_sampler(
+    driver: Driver, world: Path, tmp_path: Path
+) -> None:
+    tune = Command(driver, world, tmp_path, outer.tpe(20, space=outer.GRID, arms_per_trial=4))
+    code, events = tune()
+    assert (code, events[-1]["arms"], events[-1]["left"]) == (0, 4, 0)
+    assert not (tune.run / "optuna.journal").exists()
+
+
 # Ablations ----------------------------------------------------------------------------------------
 
 FLAGS: Tree = {"student.ifalign": [False, True], "student.edu_attention": [False, True]}
