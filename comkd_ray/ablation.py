@@ -21,10 +21,12 @@ class GridArms:
         identify: Callable[[Overrides], str],
         recorded: Container[str],
         taken: Collection[int] = (),
+        wanted: Container[str] | None = None,
     ) -> None:
         """identify: a cell's values to its arm; cells of one arm (a knob without effect) are one.
 
         recorded: arms that have ended. taken: numbers that a sampler gave to arms of this study.
+        wanted: arms that are asked for now; None for all.
         """
         arms: dict[str, Overrides] = {}
         for cell in cells(study):
@@ -35,7 +37,7 @@ class GridArms:
         self.pending = [
             Proposal(next(beyond) if number in taken else number, cell, cell in named)
             for number, (arm, cell) in enumerate(arms.items())
-            if arm not in recorded
+            if arm not in recorded and (wanted is None or arm in wanted)
         ]
         self.asked = 0
 

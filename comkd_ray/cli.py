@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ import click
 
 from comkd_ray import __version__
 from comkd_ray.budget import Budget
+from comkd_ray.cli_ablate import ablate
 from comkd_ray.cli_bank import bank
 from comkd_ray.cli_bench import bench
 from comkd_ray.cli_data import data
+from comkd_ray.cli_end import exit_code, tell
 from comkd_ray.cli_teacher import teacher
 from comkd_ray.errors import UserError
-from comkd_ray.exits import FAILED, INTERRUPTED, SOME_FAILED, plain_errors
+from comkd_ray.exits import plain_errors
 
 QUICKSTART = "quickstart"
 
@@ -32,6 +33,7 @@ def main() -> None:
       comkd-ray tune search_spaces/caltech101.yaml --set data.root=DIR
       comkd-ray tune STUDY.yaml --resume              go on after Ctrl-C or a crash
       comkd-ray tune STUDY.yaml --fork NAME           a changed study that begins with the results so far
+      comkd-ray ablate search_spaces/ablation.yaml --set data.root=DIR
       comkd-ray report reports/quickstart             rebuild the HTML from the results
       comkd-ray report reports/a reports/b            rank methods over several data sets
       comkd-ray teacher ls                            teachers that the cache holds
@@ -89,10 +91,10 @@ def tune(
     verbose: bool,
 ) -> None:
     """Search STUDY (default: the quickstart) and write reports/<study>/report.html."""
-    from comkd_ray.study_file import check_size, load, search_spaces
+    from comkd_ray.study_file import check_size, load, require_search, search_spaces
 
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
-    loaded = load(path, sets)  # before the heavy imports: a mistake is answered at once
+    loaded = require_search(load(path, sets), path)  # before the heavy imports: mistakes are answered at once
     check_size(loaded, yes)
     _check_flags(resume, add_arms, fork, dry_run, bool(probe or slots))
     from comkd_ray.progress import quiet_libraries
@@ -114,8 +116,8 @@ def tune(
         screen.say(line)
     limit = Budget(hours, max_arms, until)
     outcome = run_study(loaded, run, screen, resume, address, verbose, limit, forked)
-    _tell(outcome, as_json, quiet, _how_to_go_on(forked, add_arms, run))
-    sys.exit(_exit_code(outcome))
+    tell(outcome, as_json, quiet, _how_to_go_on(forked, add_arms, run))
+    sys.exit(exit_code(outcome))
 
 
 def _check_flags(resume: bool, add_arms: int | None, fork: str | None, dry_run: bool, expects: bool) -> None:
@@ -136,15 +138,6 @@ def _settled(study: Any, reports: Path, resume: bool, add_arms: int | None, fork
         return forked.study, forked.run, forked
     run = reports / study.study
     return (grown(study, run, add_arms or 0) if resume else study), run, None
-
-
-def _exit_code(outcome: Any) -> int:
-    """How a study ended; a search that a budget ended has done what it was asked for."""
-    if outcome.interrupted:
-        return INTERRUPTED
-    if outcome.best is None:
-        return FAILED
-    return SOME_FAILED if outcome.failed or outcome.left > outcome.unasked else 0
 
 
 def _how_to_go_on(forked: Any, add_arms: int | None, run: Path) -> str:
@@ -173,36 +166,6 @@ def _show_plan(
         click.echo(f"{'changed':<26} {line}")
     for what, much in (*plan.lines(), *(() if found is None else found.lines())):
         click.echo(f"{what:<26} {much}")
-
-
-def _tell(outcome: Any, as_json: bool, quiet: bool, how_to_go_on: str) -> None:
-    best, html = outcome.best, outcome.run / "report.html"
-    if as_json:
-        fields = {"arms": outcome.arms, "failed": outcome.failed, "left": outcome.left, "best": best,
-                  "stopped": outcome.stopped}  # fmt: skip
-        click.echo(json.dumps({"event": "end", "seconds": outcome.seconds, "report": str(html), **fields}))
-        return
-    if quiet:
-        return
-    click.echo(
-        f"{outcome.arms} arms ended, {outcome.failed} failed, {outcome.left} left, {outcome.seconds:.0f} s"
-    )
-    if outcome.stopped:
-        click.echo(f"stopped by {outcome.stopped}")
-    if outcome.left or outcome.interrupted:
-        click.echo(how_to_go_on)
-    if best is not None:
-        from comkd_ray.arms import Scores
-
-        scores = Scores(best["protocol"], best["selection"])
-        tested = ", ".join(
-            f"{name} {best[key]:.1f}" for name, key in zip(scores.names, scores.tests, strict=True)
-        )
-        click.echo(f"best by {scores.objective}: arm {best['arm']}, test {tested} %")
-        if scores.warning:
-            click.echo(f"its scores are {scores.warning}")
-    if html.exists():
-        click.echo(f"report: {html}")
 
 
 @main.command()
@@ -243,6 +206,7 @@ def _joint_report(runs: tuple[Path, ...], into: Path | None, as_markdown: bool) 
     click.echo(markdown(runs) if as_markdown else build(runs, into or runs[0].parent / "joint.html"))
 
 
+main.add_command(ablate)
 main.add_command(bank)
 main.add_command(bench)
 main.add_command(data)

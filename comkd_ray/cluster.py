@@ -46,9 +46,15 @@ def set_environment(address: str | None) -> None:
 
 @contextlib.contextmanager
 def connect(address: str | None, verbose: bool) -> Iterator[None]:
-    """Join the cluster at `address` (or $RAY_ADDRESS), else start a local Ray; leave it at the end."""
+    """Join the cluster at `address` (or $RAY_ADDRESS), else start a local Ray; leave it at the end.
+
+    Inside another such block nothing happens: several runs of one command share its Ray.
+    """
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     address = address or os.environ.get("RAY_ADDRESS")
 
     level = logging.INFO if verbose else logging.ERROR

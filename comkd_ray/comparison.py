@@ -24,7 +24,8 @@ from comkd_ray.planner import LEVEL, seeds_needed, smallest_p_holm
 from comkd_ray.stats import Estimate, estimate, holm, sign_flip_p, smallest_p
 
 Direction = Literal["above", "below"]
-Verdict = Literal["supported", "refuted", "not decidable"]
+Verdict = Literal["supported", "refuted", "open", "not decidable"]
+"""`open` is said only where seeds are added until it is decided: `sequential.py`."""
 
 _RESAMPLES = 1999
 
@@ -56,6 +57,8 @@ class Comparison(NamedTuple):
     further_seeds: int | None
     """Seeds to add so that an effect as large as the one seen is found with power 0.8; 0 where it is
     decided, None where no effect was seen or n < 2. A guess: the effect seen is itself uncertain."""
+    at_any_look: bool = False
+    """Whether p and verdict count every look, by the rule of `sequential.py`; else n was fixed before."""
 
 
 def paired(variant: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, ...]:

@@ -7,11 +7,11 @@ known name. PAPER rows named in the comments are those of `docs/method.md`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from comkd_ray.search_space import Dimension, Scalar, Section, count
+from comkd_ray.search_space import Dimension, Scalar, Section, count, spread
 
 SEEDS = 2**31
 
@@ -230,6 +230,11 @@ class Search(Section):
         return self
 
     @property
+    def is_asked(self) -> bool:
+        """Whether anything is searched: a file for `comkd-ray ablate` may do without."""
+        return bool(self.space or self.first)
+
+    @property
     def is_enumerated(self) -> bool:
         """Whether all arms are known beforehand, so that no sampler is asked."""
         return self.sampler in ("grid", "list") or self.is_exhausted
@@ -241,6 +246,75 @@ class Search(Section):
             return False
         cells = count(self.space)
         return cells is not None and cells <= self.arms
+
+
+class Ablate(Section):
+    """Which settings `comkd-ray ablate` compares, each with every seed: `designs.py`."""
+
+    design: Literal["factorial", "leave_one_out", "add_one_in", "one_knob", "fractional"]
+    factors: dict[str, tuple[Scalar, ...]] = Field(min_length=1)
+    """Key to its levels: the first is off, the last on, where a design needs that.
+
+    `{float: [low, high], log: true, count: 9}` is short for 9 evenly spaced levels.
+    """
+    seeds: int | tuple[int, ...] = 8
+    """Values of train.seed that every setting is trained with; n is 1 to n."""
+    materials: dict[str, dict[str, Scalar | None]] = Field(default_factory=dict)
+    """Name to the keys that differ from the file's: another data set, another draw of the shots, another
+    teacher. Each is an ablation of its own. Empty: the file's own alone.
+    """
+    material: str | None = None
+    """Set in the run directory of one of them: which."""
+    max_seeds: int | None = Field(None, ge=2)
+    """Set by `--until-decided`: claims that are open after `seeds` get more, up to so many."""
+    start: str | None = None
+    """Set by `--from`: run and arm whose searched values are this study's own."""
+    retune: int | None = Field(None, ge=1)
+    """Set by `--retune`: arms that each setting's own values were searched with."""
+    retuned: tuple[dict[str, Scalar], ...] = ()
+    """What that found: each setting's factors and its re-tuned values, in the order of the design."""
+
+    @field_validator("factors", mode="before")
+    @classmethod
+    def _spread(cls, factors: Any) -> Any:
+        if not isinstance(factors, dict):
+            return factors
+        given = {key: spread(key, one) if isinstance(one, dict) else one for key, one in factors.items()}
+        return {key: tuple(one) if isinstance(one, list) else one for key, one in given.items()}
+
+    @field_validator("factors")
+    @classmethod
+    def _levels(cls, factors: dict[str, tuple[Scalar, ...]]) -> dict[str, tuple[Scalar, ...]]:
+        for key, levels in factors.items():
+            if len({(isinstance(level, bool), level) for level in levels}) < max(2, len(levels)):
+                raise ValueError(f"{key}: a factor needs two levels or more, and none twice")
+        return factors
+
+    @model_validator(mode="after")
+    def _two_seeds(self) -> Ablate:
+        seeds = self.first_seeds
+        if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+            raise ValueError("seeds: a test needs two seeds or more, and none twice")
+        if not all(0 <= seed < SEEDS for seed in (*seeds, *self.seed_values)):
+            raise ValueError(f"seeds: a seed lies from 0 to {SEEDS - 1}")
+        return self
+
+    @property
+    def direction(self) -> Literal["above", "below"]:
+        """What is claimed of every setting but the first: without a part it scores below, else above."""
+        return "below" if self.design == "leave_one_out" else "above"
+
+    @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """Values of train.seed that every setting is trained with."""
+        return tuple(range(1, self.seeds + 1)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def seed_values(self) -> tuple[int, ...]:
+        """The same, and after them those that open claims may add: the next whole numbers."""
+        first, last = self.first_seeds, max(self.first_seeds)
+        more = 0 if self.max_seeds is None else max(0, self.max_seeds - len(first))
+        return (*first, *range(last + 1, last + 1 + more))
 
 
 class Compute(Section):
@@ -276,5 +350,6 @@ class Study(Section):
     student: Student
     loss: Loss = Loss()
     train: Train = Train()
-    search: Search
+    search: Search = Search()
+    ablate: Ablate | None = None
     compute: Compute = Compute()

@@ -28,7 +28,7 @@ from comkd_ray.arms import (
     searched_keys,
 )
 from comkd_ray.collapse import AT_ONCE, COLLAPSED, FLAG, flagged
-from comkd_ray.pairing import Paired, is_seeded_grid, paired_by_seed
+from comkd_ray.pairing import FIXED, Paired, Rule, is_seeded_grid, paired_by_seed
 from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.reference_rows import REFERENCES
 from comkd_ray.words import counted, percent, signed
@@ -72,7 +72,7 @@ class Findings(NamedTuple):
     """Arms of each flag of `collapse.py`, in the order of `number`; flags without an arm are left out."""
 
 
-def findings(arms: pl.DataFrame, enumerated: bool | None = None) -> Findings:
+def findings(arms: pl.DataFrame, enumerated: bool | None = None, rule: Rule = FIXED) -> Findings:
     """Sum up the `arms` table. `enumerated` is search.is_enumerated, None where the study file is gone."""
     scores = scores_of(arms)
     counts = {status: len(rows) for (status,), rows in arms.group_by("status")}
@@ -91,7 +91,7 @@ def findings(arms: pl.DataFrame, enumerated: bool | None = None) -> Findings:
         baseline=baseline,
         off=best_off,
         off_arms=len(full_budget(off)),
-        paired=paired_by_seed(arms, scores.headline) if is_seeded_grid(arms, enumerated) else [],
+        paired=paired_by_seed(arms, scores.headline, rule) if is_seeded_grid(arms, enumerated) else [],
         seed_searched=SEED in searched_keys(arms),
         flagged=_flagged(arms),
     )
@@ -226,8 +226,11 @@ def _paired_sentence(pair: Paired) -> str:
     text += f"{signed(mean.mean if mean else None, 2)} points"
     if mean is None or mean.low is None:
         return f"{text}. One pair has no spread: not decidable."
-    text += f", 95 % t-interval {signed(mean.low, 2)} to {signed(mean.high, 2)}, exact sign-flip "
+    test = "every look counted" if found.at_any_look else "exact sign-flip"
+    text += f", 95 % t-interval {signed(mean.low, 2)} to {signed(mean.high, 2)}, {test} "
     text += f"p = {found.p:.3g} (the smallest that n = {n} can reach is {found.smallest_p:.3g})"
+    if found.verdict == "open":
+        return f"{text}: open, it wants another seed."
     if found.verdict != "not decidable":
         return f"{text}: that it scores above is {found.verdict}."
     text += ": not decidable" + f" with {n} seeds" * (not found.decidable)

@@ -27,7 +27,6 @@ from comkd_ray.train import Ended, EpochReport, Share, fit
 from comkd_ray.weights import save_student
 
 SCALARS = ("student.ifalign", "student.edu_attention", "student.attention_scale")
-ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
 SHAPING = ("student.", "train.batch_size", "train.epochs", "train.precision")
 CONFIG = ("student.", "loss.", "train.")
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "ALLOC_FAILED")  # in the words of torch's errors
@@ -90,13 +89,8 @@ def ordered(run: Path) -> dict[str, Overrides]:
 
 def arm_identity(identity: str, study: Study) -> str:
     """Hash of the material and of everything of the arm that has an effect on its numbers."""
-    config = {
-        k: v for k, v in study_file.flatten(study.model_dump(mode="json")).items() if k.startswith(CONFIG)
-    }
-    if not study.student.edu_attention:
-        config = {k: v for k, v in config.items() if not k.startswith(ATTENTION_ONLY)}
-    if not study.student.ifalign:
-        config = {k: v for k, v in config.items() if ".align_" not in k}
+    flat = study_file.flatten(study.model_dump(mode="json"))
+    config = {k: v for k, v in flat.items() if k.startswith(CONFIG) and study_file.has_effect(k, flat)}
     return study_file.digest(identity, config)
 
 

@@ -160,9 +160,9 @@ def _called(run: Run, study: Study) -> str:
 def _methods(run: Run) -> Arms:
     """Of a grid or a list every setting by its name, of a search the methods at the study's own values."""
     if run.enumerated:
-        found = {name: rows for name, _, rows in named(run.arms)}
+        found = {name: rows for name, _, rows in named(run.fixed)}
     elif has_modules(run.arms):
-        own = at_own_values(run.arms, run.study)
+        own = at_own_values(run.fixed, run.study)
         found = {name: of_method(own, method) for method, name in METHODS.items()}
     else:
         found = {}

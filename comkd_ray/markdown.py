@@ -50,22 +50,22 @@ def _flags(run: Run) -> list[str]:
 
 def _differences(run: Run) -> list[str]:
     """Variants against the first, methods against the 2x2's both-off, and how to read both."""
-    arms, scores, parts = run.arms, run.scores, []
-    if (found := variants(arms, run.enumerated)) is not None:
+    arms, scores, parts = run.fixed, run.scores, []
+    if (found := variants(arms, run.enumerated, run.rule)) is not None:
         parts += [as_markdown(variants_table(found, scores)), *variants_notes(found, scores)]
-    paired = paired_by_seed(arms, scores.headline) if is_seeded_grid(arms, run.enumerated) else []
+    paired = paired_by_seed(arms, scores.headline, run.rule) if is_seeded_grid(arms, run.enumerated) else []
     if paired:
         parts.append(as_markdown(paired_table(paired, scores)))
-    return [*parts, *paired_notes(scores)] if parts else []
+    return [*parts, *paired_notes(scores, run.rule)] if parts else []
 
 
 def _components(run: Run) -> list[str]:
     """What each module is worth, where the study is a full factorial."""
-    found = components(run.arms, run.study, run.enumerated)
+    found = components(run.fixed, run.study, run.enumerated)
     if found is None:
         return []
     tables = [as_markdown(made(found, run.scores)) for made in (effects_table, shapley_table)]
-    return [*tables, *components_notes(found)]
+    return [*tables, *components_notes(found, run.rule)]
 
 
 def as_markdown(table: Table) -> str:

@@ -22,7 +22,19 @@ from comkd_ray.arms import (
     searched_keys,
 )
 from comkd_ray.collapse import FLAG, flagged, tally
-from comkd_ray.comparison import Claim, Comparison, compare
+from comkd_ray.comparison import Claim, Comparison, Direction, compare
+from comkd_ray.sequential import compare_at_any_look
+
+
+class Rule(NamedTuple):
+    """What is claimed of a setting against its reference, and how the seeds were chosen."""
+
+    direction: Direction = "above"
+    max_seeds: int | None = None
+    """Seeds were added to open claims, up to so many; None: their number was fixed beforehand."""
+
+
+FIXED = Rule()
 
 
 class Paired(NamedTuple):
@@ -51,10 +63,11 @@ class Paired(NamedTuple):
         return f"{tally(flag for _, flag in self.flags)} ({named})"
 
 
-def family(baseline: str, pairs: Sequence[tuple[str, pl.DataFrame]]) -> list[Paired]:
+def family(baseline: str, pairs: Sequence[tuple[str, pl.DataFrame]], rule: Rule = FIXED) -> list[Paired]:
     """Every (name, rows of `differences`) as a claim of one family; names without a pair are left out."""
     filled = [(name, rows) for name, rows in pairs if len(rows)]
-    compared = compare([Claim(name, tuple(rows["difference"])) for name, rows in filled])
+    claims = [Claim(name, tuple(rows["difference"]), rule.direction) for name, rows in filled]
+    compared = compare(claims) if rule.max_seeds is None else compare_at_any_look(claims, rule.max_seeds)
     return [
         Paired(baseline, tuple(rows["seed"]), tuple(rows["difference"]), found, _flags(rows))
         for (_, rows), found in zip(filled, compared, strict=True)
@@ -100,12 +113,12 @@ def is_seeded_grid(arms: pl.DataFrame, enumerated: bool | None) -> bool:
     return len(filled) == filled["seed"].n_unique() * len(filled.select(pl.exclude("seed")).unique())
 
 
-def paired_by_seed(arms: pl.DataFrame, score: str) -> list[Paired]:
+def paired_by_seed(arms: pl.DataFrame, score: str, rule: Rule = FIXED) -> list[Paired]:
     """Projector only, and each module of the 2x2, minus both modules off in `score`, by seed.
 
     Arms are matched on the seed and on every other key that all arms searched; what only some
     searched (attention_scale needs EduAttention) is averaged within a match. Pairs with a missing
-    half are left out. p values are adjusted over the methods compared.
+    half are left out. p values are adjusted over the methods compared; each claims to be above.
     """
     rows = full_budget(arms).drop_nulls([score])
     baseline, *others = module_cells(arms)
@@ -116,7 +129,7 @@ def paired_by_seed(arms: pl.DataFrame, score: str) -> list[Paired]:
         ours, theirs = of_method(rows, method), of_method(rows, baseline)
         pairs = differences(ours, theirs, score, _matched(rows, method, baseline))
         found.append((METHODS[method], pairs))
-    return family(METHODS[baseline], found)
+    return family(METHODS[baseline], found, rule._replace(direction="above"))
 
 
 def _matched(rows: pl.DataFrame, method: Method, baseline: Method) -> list[str]:

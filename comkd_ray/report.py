@@ -3,7 +3,7 @@
     from comkd_ray import report; report.build(Path("reports/quickstart"))
 
 Reads results/*.parquet, study.yaml and provenance.json of a run, and nothing else: any machine can
-rebuild a report. The file carries its own plotly.js, and its content policy forbids every request.
+rebuild a report; `document.py` is its frame.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from comkd_ray.markup import Html, details, join, paragraph, tag, text
 from comkd_ray.published import ABLATIONS
 from comkd_ray.published_gap import comparison
 from comkd_ray.reference_rows import ReferenceRow, reference_rows, remarks
+from comkd_ray.report_ablation import ablation_sections
 from comkd_ray.report_facts import arms_by_status, failed_table, provenance_tables
 from comkd_ray.report_figures import (
     cost_section,
@@ -55,11 +56,12 @@ def build(run: Path) -> Path:
 
 def page(run: Run) -> str:
     """The whole document."""
-    found, rows = findings(run.arms, run.enumerated), reference_rows(run.arms, run.study)
+    found, rows = findings(run.arms, run.enumerated, run.rule), reference_rows(run.arms, run.study)
     sections = [
         _headline(run, found),
         _references(run, rows),
         *_variants(run),
+        *ablation_sections(run),
         _published(run, rows),
         *search_sections(run),
         modules_section(run, found),
@@ -136,10 +138,10 @@ def _references(run: Run, rows: list[ReferenceRow]) -> Section:
 
 def _variants(run: Run) -> list[Section]:
     """Every setting of a grid or a list, where the 2x2 and the reference rows do not say it already."""
-    found = variants(run.arms, run.enumerated)
+    found = variants(run.fixed, run.enumerated, run.rule)
     if found is None:
         return []
-    notes = [*variants_notes(found, run.scores), *paired_notes(run.scores)]
+    notes = [*variants_notes(found, run.scores), *paired_notes(run.scores, run.rule)]
     lines = [paragraph(line, class_="caution") for line in notes]
     shown = plain_table(variants_table(found, run.scores))
     content = join([titled(f"{len(found.rows)} variants", run.scores), shown, *lines])

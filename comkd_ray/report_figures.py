@@ -103,8 +103,8 @@ def modules_section(run: Run, found: Findings) -> Section:
     In a grid or a list that searched more than methods and seeds, the four cells hold the arms at the
     study file's own values alone: variants of one method are not one sample.
     """
-    has_variants = variants(run.arms, run.enumerated) is not None
-    arms = at_own_values(run.arms, run.study) if has_variants else run.arms
+    has_variants = variants(run.fixed, run.enumerated) is not None
+    arms = at_own_values(run.fixed, run.study) if has_variants else run.fixed
     drawn = figure(
         "modules",
         lambda: plots.modules_plot(plots.modules_info(arms)),
@@ -123,11 +123,14 @@ def modules_section(run: Run, found: Findings) -> Section:
         parts += [titled(f"{title} by module", run.scores), module_table(arms)]
     if found.paired:
         title = f"Paired by seed: each method minus {METHODS[found.baseline]}"
-        parts += [titled(title, run.scores), paired_tables(found.paired, run.scores)]
+        parts += [titled(title, run.scores), paired_tables(found.paired, run.scores, run.rule)]
     elif found.best is not None:
         parts.append(paragraph(_UNPAIRED if run.enumerated else _UNBALANCED, class_="caution"))
-    if (worth := components(run.arms, run.study, run.enumerated)) is not None:
-        parts += [titled("What each component is worth", run.scores), component_tables(worth, run.scores)]
+    if (worth := components(run.fixed, run.study, run.enumerated)) is not None:
+        parts += [
+            titled("What each component is worth", run.scores),
+            component_tables(worth, run.scores, run.rule),
+        ]
     return "modules", "IFAlign \u00d7 EduAttention", join(parts)
 
 
@@ -172,13 +175,13 @@ def cost_section(run: Run) -> Section:
     stages = run.provenance.get("stages") or {}
     drawn = figure(
         "cost",
-        lambda: cost_plots.cost_plot(cost_plots.cost_info(run.arms, stages)),
+        lambda: cost_plots.cost_plot(cost_plots.cost_info(run.trained, stages)),
         "Above, wall time of each arm: its share of the cohort it trained in. Below, wall time of "
         "each stage.",
     )
-    lines = [paragraph(line) for line in cost_lines(run.arms, run.provenance)]
-    spared = saving_table(savings(run.arms, stages))
-    took = cost_table(costs(run.arms, run.enumerated), run.study)
+    lines = [paragraph(line) for line in cost_lines(run.trained, run.provenance)]
+    spared = saving_table(savings(run.trained, stages))
+    took = cost_table(costs(run.trained, run.enumerated), run.study)
     tables = [
         tag("h3", "What was spared"),
         table(spared.head, spared.rows, words=2, class_="how"),

@@ -21,7 +21,7 @@ from comkd_ray.collapse import AT_ONCE, COLLAPSED, FLAG, among, flagged
 from comkd_ray.components import Components
 from comkd_ray.findings import NAMED, Compared, Findings
 from comkd_ray.markup import Html, breakable, join, paragraph, table, tag
-from comkd_ray.pairing import Paired
+from comkd_ray.pairing import FIXED, Paired, Rule
 from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.stats import estimate
 from comkd_ray.tables import (
@@ -149,13 +149,14 @@ def module_table(arms: pl.DataFrame) -> Html:
     return plain_table(Table(["full-budget arms, test (%)", "n", *scores.names, INTERVAL, *extra.head], rows))
 
 
-def paired_tables(paired: Sequence[Paired], scores: Scores) -> Html:
+def paired_tables(paired: Sequence[Paired], scores: Scores, rule: Rule = FIXED) -> Html:
     """Differences by seed with what the design could have shown, and how to read them."""
-    notes = (paragraph(line, class_="caution") for line in paired_notes(scores))
+    rule = rule._replace(direction="above")  # as `paired_by_seed` has it
+    notes = (paragraph(line, class_="caution") for line in paired_notes(scores, rule))
     return join([plain_table(paired_table(paired, scores)), *notes])
 
 
-def component_tables(found: Components, scores: Scores) -> Html:
+def component_tables(found: Components, scores: Scores, rule: Rule = FIXED) -> Html:
     """Effects and Shapley values of a full factorial, and how to read them."""
     tables = [plain_table(effects_table(found, scores)), plain_table(shapley_table(found, scores))]
-    return join([*tables, *(paragraph(line, class_="caution") for line in components_notes(found))])
+    return join([*tables, *(paragraph(line, class_="caution") for line in components_notes(found, rule))])

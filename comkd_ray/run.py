@@ -17,8 +17,10 @@ from comkd_ray import quarantine, study_file
 from comkd_ray.arms import Scores, scores_of
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
+from comkd_ray.pairing import FIXED, Rule
 from comkd_ray.protocols import explain
 from comkd_ray.results import EPOCHS, read_arms, read_epochs
+from comkd_ray.retuned import fixed_arms
 
 Provenance = Mapping[str, Any]
 
@@ -41,6 +43,23 @@ class Run(NamedTuple):
     def enumerated(self) -> bool | None:
         """Whether all arms were known beforehand (a grid or a list); None without a study file."""
         return self.study.search.is_enumerated if self.study is not None else None
+
+    @property
+    def rule(self) -> Rule:
+        """What is claimed of settings against the first, and whether seeds were added on the way."""
+        block = self.study.ablate if self.study is not None else None
+        return FIXED if block is None else Rule(block.direction, block.max_seeds)
+
+    @property
+    def fixed(self) -> pl.DataFrame:
+        """Arms at fixed values: of an ablation that was re-tuned, without those at re-tuned ones."""
+        return fixed_arms(self.arms, self.study)
+
+    @property
+    def trained(self) -> pl.DataFrame:
+        """Arms that were trained, and paid for, in this run: without those taken from another."""
+        taken = "taken_from" in self.arms.columns
+        return self.arms.filter(pl.col("taken_from").is_null()) if taken else self.arms
 
     @property
     def data(self) -> Mapping[str, Any]:

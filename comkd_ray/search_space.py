@@ -6,10 +6,12 @@ its argument for one value after another, and skips a key whose `when` does not 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 Scalar = bool | int | float | str
 Real = float
@@ -125,6 +127,29 @@ class Dimension(Section):
 def int_step(step: Real | None) -> Whole:
     """The step of an integer range; 1 where none is given."""
     return 1 if step is None else round(step)
+
+
+def spread(key: str, levels: Mapping[str, Any]) -> list[Scalar]:
+    """`{float: [low, high], log: true, count: 9}` as 9 evenly spaced levels of four digits.
+
+    Raises ValueError that names `key`. The levels begin and end with the bounds as they are written.
+    """
+    count, bounds = levels.get("count"), levels.get("float")
+    known = set(levels) <= {"float", "log", "count"}
+    if not known or not isinstance(count, Whole) or count < 2 or not isinstance(bounds, list):
+        raise ValueError(f"{key}: levels are a list, or {{float: [low, high], log: true, count: 9}}")
+    try:
+        range_ = Dimension.model_validate_json(json.dumps({k: v for k, v in levels.items() if k != "count"}))
+    except ValidationError as error:
+        raise ValueError(f"{key}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    assert range_.float is not None
+    low, high = range_.float
+    shares = [place / (count - 1) for place in range(1, count - 1)]
+    if range_.log:
+        inner = [low * (high / low) ** share for share in shares]
+    else:
+        inner = [low + (high - low) * share for share in shares]
+    return [low, *(float(f"{value:.4g}") for value in inner), high]
 
 
 Space = Mapping[str, Dimension]

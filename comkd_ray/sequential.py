@@ -25,9 +25,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from comkd_ray.comparison import Claim, Direction, require_finite
+from comkd_ray.comparison import Claim, Comparison, Direction, bca, require_finite
 from comkd_ray.planner import LEVEL
-from comkd_ray.stats import holm
+from comkd_ray.stats import estimate, holm
 
 _THETAS = (1.0, 2.0)
 
@@ -65,6 +65,30 @@ def decide(claims: Sequence[Claim], max_seeds: int) -> list[Question]:
             standing = "supported" if direction == claim.direction else "refuted"
         questions.append(Question(claim.name, n, p, p_holm, standing))
     return questions
+
+
+def compare_at_any_look(claims: Sequence[Claim], max_seeds: int) -> list[Comparison]:
+    """The claims of a family as `comparison.compare` gives them, with the p and the standing of `decide`.
+
+    The intervals are those of a fixed n: they describe, and no verdict follows from them.
+    """
+    return [
+        Comparison(
+            claim.name,
+            claim.direction,
+            question.n,
+            estimate(claim.differences),
+            bca(claim.differences),
+            question.p,
+            anytime_p([1.0] * question.n)[0],
+            question.p_holm,
+            True,
+            question.standing,
+            None,
+            True,
+        )
+        for claim, question in zip(claims, decide(claims, max_seeds), strict=True)
+    ]
 
 
 def anytime_p(differences: Sequence[float]) -> tuple[float, Direction]:

@@ -25,6 +25,7 @@ from comkd_ray.search_space import Overrides, Scalar
 LOCAL_DIR = "local-dir:"
 ASSETS = "assets:"  # a path that starts so lies inside the installed package
 SEARCHABLE = ("student.", "loss.", "train.")
+ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
 TOWER = ("student.model", "student.pretrained", "student.image_size")  # one frozen tower a study
 
 Json = dict[str, Any]
@@ -90,19 +91,37 @@ def load(path: Path, sets: Iterable[str] = ()) -> Study:
     return build(tree, str(path))
 
 
+def require_search(study: Study, path: Path) -> Study:
+    """The study as `tune` takes it, without its ablation. UserError where nothing is searched."""
+    if not study.search.is_asked:
+        raise UserError(
+            f"{path}: search.space: which keys are searched? Its ablate block is for: comkd-ray ablate {path}"
+        )
+    return study.model_copy(update={"ablate": None})
+
+
 def _make_absolute(tree: Json) -> None:
     """Paths count from where the command was typed; workers of a cluster run somewhere else."""
-    for section, key in (("data", "root"), ("source", "root"), ("teacher", "model"), ("student", "model"),
-                         ("teacher", "pretrained"), ("student", "pretrained")):  # fmt: skip
+    for section in ("data", "source", "teacher", "student"):
         place = tree.get(section)
-        value = place.get(key) if isinstance(place, dict) else None
-        if not isinstance(value, str) or value.startswith(ASSETS):
-            continue
-        assert isinstance(place, dict)
-        prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
-        path = Path(value.removeprefix(prefix)).expanduser()
-        if key == "root" or prefix or (key == "pretrained" and path.is_file()):
-            place[key] = prefix + str(path.absolute())
+        if isinstance(place, dict):
+            place |= {key: _absolute(f"{section}.{key}", value) for key, value in place.items()}
+    block = tree.get("ablate")
+    materials = block.get("materials") if isinstance(block, dict) else None
+    for keys in materials.values() if isinstance(materials, dict) else ():
+        if isinstance(keys, dict):
+            keys |= {key: _absolute(key, value) for key, value in keys.items()}
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """The value of a dotted key, made absolute where it is a path."""
+    name = key.rpartition(".")[2]
+    if name not in ("root", "model", "pretrained") or not isinstance(value, str) or value.startswith(ASSETS):
+        return value
+    prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
+    path = Path(value.removeprefix(prefix)).expanduser()
+    is_path = name == "root" or prefix or (name == "pretrained" and path.is_file())
+    return prefix + str(path.absolute()) if is_path else value
 
 
 def build(tree: Json, origin: str) -> Study:
@@ -147,8 +166,11 @@ def _set(tree: Json, text: str) -> None:
 
 def _path(key: str) -> list[str]:
     """Dotted key to its parts; a searched key keeps its own dots (`search.space.loss.temperature`)."""
-    prefix = "search.space."
-    return ["search", "space", key.removeprefix(prefix)] if key.startswith(prefix) else key.split(".")
+    for holder in (["search", "space"], ["ablate", "factors"]):
+        prefix = f"{'.'.join(holder)}."
+        if key.startswith(prefix):
+            return [*holder, key.removeprefix(prefix)]
+    return key.split(".")
 
 
 def _explain(error: ValidationError) -> str:
@@ -182,8 +204,10 @@ def _is_section(kind: Any) -> bool:
 def _check_space(study: Study, origin: str) -> None:
     """Every searched key exists, may be searched, and takes each of its values."""
     flat, search = flatten(study.model_dump()), study.search
+    if study.ablate is not None and not search.is_asked:
+        return  # a file for `comkd-ray ablate` alone
     for key in search.space:
-        _check_searchable(key, flat, f"{origin}: search.space.{key}")
+        check_searchable(key, flat, f"{origin}: search.space.{key}")
     try:
         search_space.check(search.space)
         if search.is_enumerated:
@@ -201,7 +225,8 @@ def _check_space(study: Study, origin: str) -> None:
             _check_point(study, point, flat, f"{origin}: search.first")
 
 
-def _check_searchable(key: str, flat: Overrides, origin: str) -> None:
+def check_searchable(key: str, flat: Mapping[str, Any], origin: str) -> None:
+    """Refuse a key that is unknown or that all arms of a study share. UserError names the nearest."""
     known = [name for name in flat if name.startswith(SEARCHABLE) and name not in TOWER]
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -229,7 +254,7 @@ def _check_sampler(study: Study, origin: str) -> None:
 def _check_listed(study: Study, point: Overrides, flat: Overrides, origin: str) -> None:
     """An arm of a list sets searchable keys that the space does not set as well."""
     for key in point:
-        _check_searchable(key, flat, f"{origin}: {key}")
+        check_searchable(key, flat, f"{origin}: {key}")
         if key in study.search.space:
             raise UserError(f"{origin}: {key}: stands in search.space too; set it in one of them")
     resolve(study, point, origin)
@@ -326,6 +351,13 @@ def resolve(study: Study, overrides: Overrides, origin: str = "arm") -> Study:
         return Study.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise UserError(f"{origin}: {_explain(error)}") from None
+
+
+def has_effect(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a key matters to an arm of these values: the parts of a module that is off do not."""
+    if key.startswith(ATTENTION_ONLY):
+        return bool(values["student.edu_attention"])
+    return bool(values["student.ifalign"]) if ".align_" in key else True
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:

@@ -35,11 +35,19 @@ FREE = (
 )  # what may change while a study goes on
 
 
+GROWS = ("search.", "ablate.seeds", "ablate.max_seeds", "ablate.retune")
+"""The same of an ablation: a cell that has a record stays what it is."""
+
+
+def has_begun(run: Path) -> bool:
+    """Whether a directory holds a study of ours; a sample that ships with the source is none."""
+    begun = (run / "study.yaml").exists() or (run / "results").exists()
+    return begun and provenance.read(run).get("sample") is not True
+
+
 def check_run(study: Study, run: Path, resume: bool) -> None:
     """Refuse a directory that holds results unless it is to be resumed, and with the same study."""
-    sample = provenance.read(run).get("sample") is True
-    begun = (run / "study.yaml").exists() or (run / "results").exists()
-    if sample or not begun:
+    if not has_begun(run):
         if resume:
             raise UserError(f"{run}: nothing to resume here; run without --resume")
         return
@@ -48,7 +56,13 @@ def check_run(study: Study, run: Path, resume: bool) -> None:
             f"{run}: this study has begun; add --resume to go on, or --set study=NAME for another"
         )
     keys = [key for key, _, _ in differences(study_file.load(run / "study.yaml"), study)]
-    changed = sorted(key for key in keys if not key.startswith(FREE))
+    free = FREE if study.ablate is None else FREE + GROWS
+    changed = sorted(key for key in keys if not key.startswith(free))
+    if changed and study.ablate is not None:
+        raise UserError(
+            f"{run}: this ablation has begun with other values of {', '.join(changed)};"
+            " --set study=NAME begins another"
+        )
     if changed:
         raise UserError(
             f"{run}: --resume goes on with the same study, but {', '.join(changed)} changed;"

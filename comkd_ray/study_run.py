@@ -20,6 +20,7 @@ from comkd_ray import (
     cluster,
     jobs,
     journal,
+    ledger,
     prepare,
     progress,
     provenance,
@@ -37,6 +38,7 @@ from comkd_ray.cohort_size import cohort_size, read_memory
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
+from comkd_ray.growth import wanted_arms
 from comkd_ray.material import Card, is_ready, read_card, write_card
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.photographs import open_both, shots
@@ -148,21 +150,42 @@ class _Run:
     def search(self, slots: int) -> None:
         """Prepare what is missing, then train what is left."""
         card = self.prepare(slots)
+        self.settle_cells(card)
         if study_life.is_pending(self.run):
             self.screen.say(study_life.take_over(self.study, self.run, card, self.identifier(card)))
+        while self.search_once(card, slots):
+            pass
+        self.interrupted = self.searcher is not None and bool(self.searcher.cohorts)  # Tune swallows Ctrl-C
+
+    def search_once(self, card: Card, slots: int) -> bool:
+        """Train what is asked for by now; whether more may be asked for after it."""
         records = results.read_records(self.run)
         arms = self.open_arms(card, records)
         again = arms.reconcile(records)
         if again:
             self.screen.say(f"{again} arms were cut off; they are asked again")
+        if self.searcher is not None and not arms.left():
+            return False
         size = self.cohort_size(slots, arms.left())
         self.searcher = ray_search.CohortSearcher(
             self.study, self.run, self.cache, arms, card, size, self.budget
         )
         begun = time.monotonic()
         ray_search.search(self.searcher, slots, self.verbose)
-        self.seconds["search"] = time.monotonic() - begun
-        self.interrupted = bool(self.searcher.cohorts)  # Tune swallows Ctrl-C, and leaves them so
+        self.seconds["search"] = self.seconds.get("search", 0.0) + time.monotonic() - begun
+        grows = self.study.ablate is not None and self.study.ablate.max_seeds is not None
+        return grows and not self.searcher.cohorts and not self.searcher.left
+
+    def settle_cells(self, card: Card) -> None:
+        """An ablation tries failed cells again, and takes those that an earlier study has."""
+        if self.study.ablate is None:
+            return
+        failed = ledger.set_failed_aside(self.run)
+        if failed:
+            self.screen.say(f"{failed} cells failed before; they are tried again")
+        taken = ledger.take_shared(self.study, self.run, card.identity)
+        if words := taken.in_words(count_arms(self.study)):
+            self.screen.say(words)
 
     def cohort_size(self, slots: int, arms: int) -> int:
         """Arms of a cohort: as the study says, or what memory holds; then the reason is written down."""
@@ -181,7 +204,9 @@ class _Run:
         """Who says which arms are next."""
         if self.study.search.is_enumerated:
             taken = [record["arm"]["number"] for record in records.values()]
-            return GridArms(self.study, self.identifier(card), records, taken)
+            identify = self.identifier(card)
+            wanted = wanted_arms(self.study, identify, records)
+            return GridArms(self.study, identify, records, taken, wanted)
         told, ordered = study_life.told(self.run), jobs.ordered(self.run)
         return OptunaArms(self.study, self.run / JOURNAL, told, ordered)
 
@@ -309,6 +334,8 @@ class _Run:
             return
         stages = before.get("stages") or dict(card.stages)
         stages["search"] = stages.get("search", 0.0) + self.seconds.get("search", 0.0)
+        if self.study.ablate is not None and self.searcher is not None:  # seeds may have been added
+            provenance.update(self.run, arms_asked=self.searcher.total)
         provenance.update(
             self.run,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),

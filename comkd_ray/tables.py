@@ -7,24 +7,31 @@ from typing import NamedTuple
 
 from comkd_ray.arms import EDU_ATTENTION, IFALIGN, PROMPTS, Scores
 from comkd_ray.collapse import AT_ONCE, COLLAPSED, NEAR, POINTS, Flagged, tally
+from comkd_ray.comparison import Comparison
 from comkd_ray.components import MODULES, Components
 from comkd_ray.factorial import Effect
-from comkd_ray.pairing import Paired
+from comkd_ray.pairing import FIXED, Paired, Rule
 from comkd_ray.published import ABLATIONS, Value
 from comkd_ray.published_gap import Gap
 from comkd_ray.reference_rows import ReferenceRow
+from comkd_ray.retuned import Retuned
 from comkd_ray.stats import Estimate
 from comkd_ray.variants import Variant, Variants
 from comkd_ray.words import DASH, counted, plain, shown, signed
 
 INTERVAL = "95 % t-interval"
 _DIFFERENCE = [INTERVAL, "sign-flip p", "smallest p", "p (Holm)", "verdict", "more seeds"]
+_AT_ANY_LOOK = [INTERVAL, "p at any look", *_DIFFERENCE[2:]]
 VARIANTS = 60
 """A longer list of variants is cut to its ENDS."""
 ENDS = 20
 """Of a long list, so many of the best and of the worst variants are shown."""
 EFFECTS = 20
 """Of more effects only those of the modules alone are shown."""
+NO_LOOKS = (
+    "Seeds were added to open claims: the p values of effects take n as fixed beforehand and do not count "
+    "the looks, so no claim rests on them."
+)
 _COMPONENTS = {IFALIGN: "IFAlign", EDU_ATTENTION: "EduAttention", PROMPTS: "prompts"}
 
 
@@ -98,7 +105,12 @@ def paired_table(paired: Sequence[Paired], scores: Scores) -> Table:
     """Differences by seed in the headline score, with what the design could have shown."""
     rows = [[pair.name, str(pair.found.n), *_difference(pair)] for pair in paired]
     baseline = paired[0].baseline if paired else ""
-    return Table([f"minus {baseline}, points of {scores.name}", "n", "mean", *_DIFFERENCE], rows)
+    head = _head([pair.found for pair in paired])
+    return Table([f"minus {baseline}, points of {scores.name}", "n", "mean", *head], rows)
+
+
+def _head(found: Sequence[Comparison]) -> list[str]:
+    return _AT_ANY_LOOK if any(one.at_any_look for one in found) else _DIFFERENCE
 
 
 def _difference(pair: Paired) -> list[str]:
@@ -115,18 +127,32 @@ def _difference(pair: Paired) -> list[str]:
     return [signed(mean, 2), signed_interval(found.estimate), *numbers, words, more]
 
 
-def paired_notes(scores: Scores) -> list[str]:
+def paired_notes(scores: Scores, rule: Rule = FIXED) -> list[str]:
     """How differences by seed are to be read, of methods and of variants, a line each."""
+    if rule.max_seeds is not None:
+        return [
+            f"Differences: points of {scores.headline}, one a seed. Seeds were added to open claims, up to "
+            f"{rule.max_seeds}: p is that of a wager on the signs, which is valid at every look and after "
+            "any number of seeds (docs/statistics.md); \u201csmallest p\u201d is what differences all alike "
+            f"would have. A row claims to score {rule.direction} what it is compared with: supported or "
+            "refuted at Holm-adjusted p < 0.05 over the rows of a table; open wants another seed, not "
+            "decidable has used them up. Intervals describe, as if n had been fixed. " + _SEEDS_VARY,
+        ]
     return [
         f"Differences: points of {scores.headline}, one a seed; of methods, at equal other searched values. "
         "p is the exact two-sided sign-flip test; \u201csmallest p\u201d is 2 / 2\u207f, the least this "
-        "n can reach whatever the data. A row claims to score above what it is compared with: supported "
-        "or refuted at Holm-adjusted p < 0.05 over the rows of a table, else not decidable. "
-        "Seeds vary the student's start and the order of images, not the teacher and not the split: the "
-        "intervals cover no more than that.",
+        f"n can reach whatever the data. A row claims to score {rule.direction} what it is compared with: "
+        "supported or refuted at Holm-adjusted p < 0.05 over the rows of a table, else not decidable. "
+        + _SEEDS_VARY,
         "\u201cMore seeds\u201d would decide it, were the effect seen the true one (power 0.8): a guess, "
         "as the effect of few seeds is mostly noise, and testing again is a second look.",
     ]
+
+
+_SEEDS_VARY = (
+    "Seeds vary the student's start and the order of images, not the teacher and not the split: the "
+    "intervals cover no more than that."
+)
 
 
 def variants_table(found: Variants, scores: Scores) -> Table:
@@ -135,7 +161,8 @@ def variants_table(found: Variants, scores: Scores) -> Table:
     listed = _listed(found)
     extra = without([row.flagged for row in listed], scores.names[-1])
     rows = [[*_variant(row), *others] for row, others in zip(listed, extra.rows, strict=True)]
-    return Table([*head, f"minus {found.rows[0].name}", *_DIFFERENCE, *extra.head], rows)
+    tested = _head([row.paired.found for row in found.rows if row.paired is not None])
+    return Table([*head, f"minus {found.rows[0].name}", *tested, *extra.head], rows)
 
 
 def _variant(row: Variant) -> list[str]:
@@ -164,6 +191,26 @@ def _listed(found: Variants) -> list[Variant]:
     return [found.rows[0], *others[:ENDS], *others[ENDS:][-ENDS:]]
 
 
+def retuned_table(found: Retuned, scores: Scores) -> Table:
+    """The effect of every setting at fixed and at re-tuned knobs, and the knobs found."""
+    heads = [f"{kind}: {what}" for kind in ("fixed", "re-tuned") for what in ("mean", INTERVAL, "verdict")]
+    rows = []
+    for one in found.effects:
+        values = ", ".join(f"{key} {value}" for key, value in one.values) or "the study's own"
+        rows.append([one.name, *_in_short(one.fixed), *_in_short(one.retuned), values])
+    return Table([f"minus {found.reference}, points of {scores.name}", *heads, "re-tuned values"], rows)
+
+
+def _in_short(pair: Paired | None) -> list[str]:
+    """Mean, interval, and verdict with its p after Holm."""
+    if pair is None:
+        return [DASH] * 3
+    found = pair.found
+    mean = None if found.estimate is None else found.estimate.mean
+    verdict = "; ".join(filter(None, (f"{found.verdict} (p {found.p_holm:.2g})", pair.told)))
+    return [signed(mean, 2), signed_interval(found.estimate), verdict]
+
+
 def variants_notes(found: Variants, scores: Scores) -> list[str]:
     """What the rows are, and what is left out, a line each. `paired_notes` belong below them."""
     first = ", ".join(f"{key} {value}" for key, value in found.first)
@@ -184,6 +231,11 @@ def variants_notes(found: Variants, scores: Scores) -> list[str]:
 
 def effects_table(found: Components, scores: Scores) -> Table:
     """Main effects and interactions over seeds; of a long list those of the modules alone."""
+    return effects_of(_shown_effects(found), scores)
+
+
+def effects_of(found: Sequence[Effect], scores: Scores) -> Table:
+    """Effects in a row each, with their spread over seeds."""
     rows = [
         [
             " \u00d7 ".join(_level(*each) for each in zip(one.factors, one.levels, strict=True)),
@@ -191,7 +243,7 @@ def effects_table(found: Components, scores: Scores) -> Table:
             signed_interval(one.estimate),
             *(f"{p:.3g}" for p in (one.p, one.smallest_p, one.p_holm)),
         ]
-        for one in _shown_effects(found)
+        for one in found
     ]
     return Table([f"effect, points of {scores.name}", "mean", INTERVAL, *_DIFFERENCE[1:4]], rows)
 
@@ -206,7 +258,7 @@ def shapley_table(found: Components, scores: Scores) -> Table:
     return Table([f"Shapley value, points of {scores.name}", "mean", INTERVAL], rows)
 
 
-def components_notes(found: Components) -> list[str]:
+def components_notes(found: Components, rule: Rule = FIXED) -> list[str]:
     """What the grid is, and how its numbers are to be read, a line each."""
     grid, left = found.grid, len(found.effects) - len(_shown_effects(found))
     others = [key for key in grid.factors if key not in MODULES]
@@ -227,6 +279,8 @@ def components_notes(found: Components) -> list[str]:
         lines[0] += f" Other values are compared with {first}."
     if left:
         lines[0] += f" {counted(left, 'effect')} of other values are left out."
+    if rule.max_seeds is not None:
+        lines.append(NO_LOOKS)
     lines.append(
         "A Shapley value is what a component adds, averaged over every order of adding them"
         + (": of two components, its main effect." if len(found.shares) == 2 else ".")

@@ -25,7 +25,7 @@ from comkd_ray.arms import (
     searched_keys,
 )
 from comkd_ray.collapse import Flagged, among
-from comkd_ray.pairing import Paired, differences, family
+from comkd_ray.pairing import FIXED, Paired, Rule, differences, family
 from comkd_ray.search_space import Scalar
 from comkd_ray.stats import Estimate, estimate
 from comkd_ray.words import shown
@@ -66,7 +66,7 @@ class Variants(NamedTuple):
         return [row for _, row in sorted(known, key=lambda pair: -pair[0])]
 
 
-def variants(arms: pl.DataFrame, enumerated: bool | None) -> Variants | None:
+def variants(arms: pl.DataFrame, enumerated: bool | None, rule: Rule = FIXED) -> Variants | None:
     """The variants of a grid or a list; None for any other study, and where other tables say it all.
 
     Those others are the 2x2 and the reference rows: they do where arms differ by method and seed alone.
@@ -81,7 +81,7 @@ def variants(arms: pl.DataFrame, enumerated: bool | None) -> Variants | None:
     against = [
         (name, differences(rows, scored[0], score)) for name, rows in zip(names[1:], scored[1:], strict=True)
     ]
-    paired = {pair.name: pair for pair in family(names[0], against)}
+    paired = {pair.name: pair for pair in family(names[0], against, rule)}
     rows = [_variant(*each, scores_of(arms).tests, paired) for each in zip(names, scored, strict=True)]
     return Variants(rows, [(key, shown(groups[0][0][key])) for key in keys])
 

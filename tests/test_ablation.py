@@ -13,7 +13,9 @@ from comkd_ray import jobs, study_file
 from comkd_ray.ablation import GridArms
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import ROWS
+from comkd_ray.designs import compile_study
 from comkd_ray.jobs import arm_identity
+from comkd_ray.ledger import arms_of, material_of
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import cells
 
@@ -139,12 +141,20 @@ def test_an_arm_that_a_list_names_twice_is_trained_once(tmp_path: Path) -> None:
 # Study files that ship --------------------------------------------------------------------------
 
 SHIPPED = sorted(study_file.search_spaces().rglob("*.y*ml"))
-ENUMERATED = [path for path in SHIPPED if study_file.load(path).search.is_enumerated]
+
+
+def as_run(path: Path) -> Study:
+    """A study file as its command runs it."""
+    study = study_file.load(path)
+    return study if study.search.is_asked else compile_study(study, study.study, str(path))
+
+
+ENUMERATED = [path for path in SHIPPED if as_run(path).search.is_enumerated]
 
 
 @pytest.mark.parametrize("path", ENUMERATED, ids=lambda path: path.stem)
 def test_a_study_file_has_the_arms_that_its_head_says_and_pairs_them_by_seed(path: Path) -> None:
-    study = study_file.load(path)
+    study = as_run(path)
     arms = ask_all(opened(study))
     said = re.findall(r"(\d+) arms[.,]", path.read_text())[0]
     assert len(arms) == int(said)
@@ -247,6 +257,26 @@ def test_the_2x2_of_caltech101_is_part_of_its_reference_rows() -> None:
     assert len(arms[0]) == 12
     assert arms[0] < arms[1]
     assert (grid.data, grid.teacher, grid.student.model) == (rows.data, rows.teacher, rows.student.model)
+
+
+def test_the_2x2_over_eight_seeds_has_the_arms_of_caltech101() -> None:
+    """So that the three seeds that were trained there are taken from it."""
+    folder = study_file.search_spaces()
+    grid, ablation = study_file.load(folder / "caltech101.yaml"), as_run(folder / "ablation.yaml")
+    assert material_of(grid) == material_of(ablation)
+    arms = [set(arms_of(study, "material")) for study in (grid, ablation)]
+    assert (len(arms[0]), len(arms[1])) == (12, 32)
+    assert arms[0] < arms[1]
+
+
+@pytest.mark.parametrize(("name", "key"), [
+    ("attention_scale", "student.attention_scale"), ("temperature", "loss.temperature"),
+])  # fmt: skip
+def test_a_ready_curve_has_nine_values_with_the_studys_own_among_them(name: str, key: str) -> None:
+    study = as_run(study_file.search_spaces() / f"{name}.yaml")
+    values = {cell[key] for cell in cells(study)}
+    assert len(values) == 9
+    assert study_file.flatten(study.model_dump(mode="json"))[key] in values
 
 
 # Small spaces -----------------------------------------------------------------------------------

@@ -89,6 +89,11 @@ ALLOWED = {
     "optuna_search": "config journal protocols results samplers search_space study_file | optuna",
     "study_life": "config errors material protocols provenance results search_space study_file weights |",
     "ablation": "config optuna_search results search_space study_file |",
+    "ledger": "config errors jobs material results search_space study_file weights words |",
+    "growth": "arms comparison config designs results search_space sequential study_file |",
+    "starting_point": "arms config designs errors ledger results study_file words |",
+    "retune": "arms config designs errors jobs results search_space study_file words |",
+    "ablation_plan": "config designs fractional ledger planner sequential words |",
     "cluster": "config errors | ray",
     "ray_train": "config data.pixels errors jobs material memory_probe prepare progress results stage_one"
     " study_file train | ray ray.train torch",
@@ -103,16 +108,20 @@ ALLOWED = {
     "factorial": "errors stats | polars",
     "across_datasets": "errors planner stats | polars scipy",
     "arms": "errors protocols search_space | polars",
+    "fractional": "|",
+    "designs": "arms config errors fractional search_space study_file words |",
     "collapse": "arms stats | polars",
-    "pairing": "arms collapse comparison | polars",
+    "pairing": "arms collapse comparison sequential | polars",
     "variants": "arms collapse pairing search_space stats words | polars",
-    "run": "arms config errors protocols quarantine results study_file | polars",
+    "claims": "arms config designs pairing search_space study_file words | polars",
+    "retuned": "claims config designs pairing search_space study_file words | polars",
+    "run": "arms config errors pairing protocols quarantine results retuned study_file | polars",
     "reference_rows": "arms collapse config search_space stats study_file words | polars",
     "components": "arms collapse config errors factorial pairing reference_rows stats | polars",
     "published": "|",
     "published_gap": "config published reference_rows stats |",
-    "tables": "arms collapse components factorial pairing published published_gap reference_rows stats"
-    " variants words |",
+    "tables": "arms collapse comparison components factorial pairing published published_gap reference_rows"
+    " retuned stats variants words |",
     "costs": "arms config tables variants words | polars",
     "markdown": "arms collapse components pairing published_gap reference_rows run tables variants |",
     "joint": "across_datasets arms collapse config errors reference_rows run stats study_file variants words"
@@ -124,6 +133,9 @@ ALLOWED = {
     "search_plots": "arms collapse figure protocols search_study | optuna plotly polars",
     "front_plot": "arms figure protocols search_plots search_study | optuna plotly polars",
     "importance": "arms figure protocols search_study | optuna plotly polars",
+    "knob_plots": "arms claims config designs figure search_space stats words | plotly polars",
+    "main_effects": "arms claims config designs errors factorial search_space stats | polars",
+    "retuned_plots": "figure pairing retuned stats | plotly",
     "rank_plot": "across_datasets figure | plotly",
     "findings": "arms collapse pairing protocols reference_rows words | polars",
     "report_tables": "arms collapse components findings markup pairing protocols stats tables words | polars",
@@ -131,8 +143,10 @@ ALLOWED = {
     "document": "markup words | plotly",
     "report_figures": "arms collapse components cost_plots costs document figure findings front_plot"
     " importance markup plots reference_rows report_facts report_tables run search_plots variants | plotly",
-    "report": "document findings markup published published_gap reference_rows report_facts report_figures"
-    " report_tables results run tables variants |",
+    "report_ablation": "components config document knob_plots main_effects markup report_figures"
+    " report_tables retuned retuned_plots run tables |",
+    "report": "document findings markup published published_gap reference_rows report_ablation report_facts"
+    " report_figures report_tables results run tables variants |",
     "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
     " report_tables results run tables words |",
     # top
@@ -147,9 +161,11 @@ ALLOWED = {
     "lineup": "cohort cohort_size config jobs plan study_file |",
     "forecast": "bank_store cluster cohort config errors jobs lineup plan probe simulate teacher train words"
     " | torch",
-    "study_run": "ablation budget cache cluster cohort_size config data.datasets errors jobs journal"
-    " material optuna_search photographs plan prepare progress protocols provenance ray_train report"
-    " results search_space study_file study_life tune weights |",
+    "study_run": "ablation budget cache cluster cohort_size config data.datasets errors growth jobs"
+    " journal ledger material optuna_search photographs plan prepare progress protocols provenance"
+    " ray_train report results search_space study_file study_life tune weights |",
+    "ablation_run": "ablation_plan cluster config designs errors joint_report ledger plan progress retune"
+    " starting_point study_file study_life study_run words |",
     # measuring
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
@@ -163,13 +179,17 @@ ALLOWED = {
     "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
     " results search_space study_file | torch",
     "exits": "errors |",
+    "cli_end": "arms exits |",
+    "cli_ablate": "ablation_run claims cli_end cluster designs errors exits forecast plan progress run"
+    " study_file |",
     "cli_bank": "bank_care cache cluster errors exits progress ray_train study_file |",
     "cli_bench": "bench_scale bench_step bench_sweep bench_table cache cluster exits progress scale"
     " study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ arms budget cli_bank cli_bench cli_data cli_teacher cluster errors exits forecast"
-    " joint_report markdown plan progress report results run study_file study_life study_run |",
+    "cli": "__init__ budget cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster errors"
+    " exits forecast joint_report markdown plan progress report results run study_file study_life"
+    " study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",

@@ -18,7 +18,7 @@ import outer
 import pytest
 from click.testing import CliRunner, Result
 
-from comkd_ray import cli, cluster, results
+from comkd_ray import cli, cli_end, cluster, results
 
 Tree = dict[str, Any]
 SPLIT = "split_zhou_Caltech101.json"
@@ -420,7 +420,7 @@ def test_the_last_words_are_in_the_scores_of_the_protocol(
 ) -> None:
     best, _ = fake_run.arm(0, {"train.seed": 1}, tree=fake_run.rows_tree(kind))
     outcome = ended(tmp_path, best=best, arms=1)
-    cli._tell(outcome, as_json=False, quiet=False, how_to_go_on="")
+    cli_end.tell(outcome, as_json=False, quiet=False, how_to_go_on="")
     _, line, *warned = capsys.readouterr().out.splitlines()
     chosen = {"strict": "val_", "promptkd": "test_"}[kind[1]]
     assert line.startswith(f"best by {chosen}")
@@ -445,20 +445,20 @@ def test_the_last_words_are_in_the_scores_of_the_protocol(
     ],
 )
 def test_a_budget_is_no_failure_and_a_lost_arm_is(tmp_path: Path, how: Tree, code: int) -> None:
-    assert cli._exit_code(ended(tmp_path, **how)) == code
+    assert cli_end.exit_code(ended(tmp_path, **how)) == code
 
 
 def test_a_study_that_a_budget_ended_says_why_and_how_it_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = ended(tmp_path, left=5, unasked=5, stopped="--max-arms 4: 4 arms ended, 0 run")
-    cli._tell(outcome, False, False, cli._how_to_go_on(None, None, tmp_path))
+    cli_end.tell(outcome, False, False, cli._how_to_go_on(None, None, tmp_path))
     assert capsys.readouterr().out.splitlines() == [
         "4 arms ended, 0 failed, 5 left, 9 s",
         "stopped by --max-arms 4: 4 arms ended, 0 run",
         "the same command with --resume goes on",
     ]
-    cli._tell(outcome, True, False, "")
+    cli_end.tell(outcome, True, False, "")
     assert json.loads(capsys.readouterr().out)["stopped"] == "--max-arms 4: 4 arms ended, 0 run"
 
 

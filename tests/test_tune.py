@@ -419,3 +419,70 @@ def test_a_small_space_is_trained_whole_without_a_sampler(
     code, events = tune()
     assert (code, events[-1]["arms"], events[-1]["left"]) == (0, 4, 0)
     assert not (tune.run / "optuna.journal").exists()
+
+
+# Ablations ----------------------------------------------------------------------------------------
+
+FLAGS: Tree = {"student.ifalign": [False, True], "student.edu_attention": [False, True]}
+
+
+def ablation(folder: Path, world: Path, search: Tree, name: str = "tiny", **block: Any) -> Path:
+    """A study file with an `ablate` block; two seeds of its 2x2 unless told otherwise."""
+    own = {"design": "factorial", "factors": FLAGS, "seeds": 2} | block
+    return outer.write_yaml(folder / f"{name}.yaml", outer.tree(world, search) | {"ablate": own})
+
+
+def test_an_ablation_takes_the_cells_of_a_study_and_adds_seeds_to_open_claims(
+    world: Path, tmp_path: Path, driver: Driver
+) -> None:
+    """Four arms are there already, a killed command goes on, and more seeds leave all records as they are."""
+    grid = {"sampler": "grid", "arms_per_trial": 4, "space": {**outer.GRID, "train.seed": {"choice": [1]}}}
+    ablation(tmp_path, world, grid)
+    joined = ["tiny.yaml", "--quiet", "--address", driver.address]
+    tuned = outer.comkd(["tune", *joined], world / "cache", tmp_path, **cluster.LOCAL)
+    assert tuned.returncode == 0, tuned.stderr
+    run = tmp_path / "reports" / "tiny-ablate"
+    process = outer.start(["ablate", *joined], world / "cache", tmp_path, **cluster.LOCAL)
+    stop(process, run, 6, lambda one: os.killpg(one.pid, signal.SIGKILL))
+    driver.wait_until_all_is_free()
+    before = {path.name: path.read_bytes() for path in (run / "records").glob("*.json")}
+    ended = outer.comkd(["ablate", *joined], world / "cache", tmp_path, **cluster.LOCAL)
+    assert ended.returncode == 0, ended.stderr
+    arms = results.read_arms(run)
+    assert arms["number"].to_list() == list(range(8))
+    assert (arms["taken_from"].drop_nulls() == "tiny").sum() == 4
+    for name, content in before.items():
+        assert (run / "records" / name).read_bytes() == content
+    words = ["ablate", *joined, "--until-decided", "--max-seeds", "4"]
+    grown = outer.comkd(words, world / "cache", tmp_path, **cluster.LOCAL)
+    assert grown.returncode == 0, grown.stderr
+    more = results.read_arms(run)
+    assert more["arm"].is_in(arms["arm"].implode()).sum() == 8
+    assert set(more["seed"]) == {1, 2, 3, 4}
+    assert "p at any look" in (run / "report.html").read_text()
+    driver.wait_until_all_is_free()
+
+
+def test_every_setting_is_re_tuned_with_one_ray_and_the_same_command_goes_on(
+    world: Path, tmp_path: Path
+) -> None:
+    """A Ray of its own serves four searches and the cells; Ctrl-C between them loses nothing."""
+    ablation(tmp_path, world, outer.tpe(6, arms_per_trial=2))
+    words, run = ["ablate", "tiny.yaml", "--retune", "3", "--quiet"], tmp_path / "reports" / "tiny-ablate"
+    process = outer.start(words, world / "cache", tmp_path)
+    first = run / "retune" / "00-ifalign-false-edu_attention-false"
+    stop(process, first, 3, lambda one: one.send_signal(signal.SIGINT))
+    assert process.returncode == 130
+    ended = outer.comkd(words, world / "cache", tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    searches = sorted((run / "retune").iterdir())
+    assert len(searches) == 4
+    for folder in searches:
+        arms = results.read_arms(folder)
+        assert len(arms) == 3
+        assert set(arms["seed"]) == {0}
+    study = study_file.load(run / "study.yaml")
+    assert study.ablate is not None
+    assert len(study.ablate.retuned) == 4
+    assert 8 <= len(results.read_arms(run)) <= 16
+    assert "Fixed and re-tuned knobs, side by side" in (run / "report.html").read_text()

@@ -1,0 +1,145 @@
+"""The ledger of an ablation's cells: its own records, and those that an earlier study has already.
+
+A cell is an arm, and an arm's identity is the hash of all that has an effect on its numbers, images,
+teacher and banks included. So a complete record of the same arm in another run directory is that
+cell's record. Arms that halving pruned, or that failed, are nobody's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from comkd_ray import study_file
+from comkd_ray.config import Study
+from comkd_ray.errors import UserError
+from comkd_ray.jobs import Asked, arm_identity, asked_columns
+from comkd_ray.material import read_card
+from comkd_ray.results import Row, write_record
+from comkd_ray.search_space import Overrides
+from comkd_ray.study_file import TOWER
+from comkd_ray.weights import FOLDER as STUDENTS
+from comkd_ray.words import counted
+
+TAKEN_FROM = "taken_from"
+"""Column of a row that another run trained: that run's name."""
+MATERIAL = ("protocol", "selection", "data.", "source", "teacher.", *TOWER)
+"""Keys that decide about images, teacher, banks and the frozen tower."""
+
+
+class Shared(NamedTuple):
+    """Records of cells in earlier runs, by arm: the run and the record's file."""
+
+    records: Mapping[str, tuple[Path, Path]]
+
+    def in_words(self, cells: int) -> str:
+        """`12 of 32 cells are taken from reports/caltech101`; empty where none is."""
+        if not self.records:
+            return ""
+        runs = dict.fromkeys(f"{run.parent.name}/{run.name}" for run, _ in self.records.values())
+        verb = "is" if len(self.records) == 1 else "are"
+        return f"{len(self.records)} of {counted(cells, 'cell')} {verb} taken from {', '.join(runs)}"
+
+
+def arms_of(study: Study, identity: str) -> dict[str, Overrides]:
+    """Arm to its values, for every cell of an enumerated study. identity: that of the material."""
+    arms: dict[str, Overrides] = {}
+    for cell in study_file.cells(study):  # of cells that are one arm the first stands for it
+        arms.setdefault(arm_identity(identity, study_file.resolve(study, cell)), cell)
+    return arms
+
+
+def find_shared(study: Study, run: Path, identity: str) -> Shared:
+    """Cells without a record of their own that a run beside this one trained to the end."""
+    own = {path.stem for path in (run / "records").glob("*.json")}
+    wanted = [arm for arm in arms_of(study, identity) if arm not in own]
+    found: dict[str, tuple[Path, Path]] = {}
+    for other in _runs_beside(study, run):
+        if _identity_of(other) == identity:
+            paths = {arm: other / "records" / f"{arm}.json" for arm in wanted if arm not in found}
+            found |= {arm: (other, path) for arm, path in paths.items() if _is_whole(path)}
+    return Shared(found)
+
+
+def foretell_shared(study: Study, run: Path) -> Shared:
+    """What `find_shared` will find, before any material is there.
+
+    The identity is that of this run, or of runs beside it with the same data, teacher and towers.
+    """
+    known = [run, *(other for other in _runs_beside(study, run) if _same_material(study, other))]
+    identities = dict.fromkeys(one for one in map(_identity_of, known) if one is not None)
+    found = [find_shared(study, run, identity) for identity in identities]
+    return max(found, key=lambda shared: len(shared.records), default=Shared({}))
+
+
+def take_shared(study: Study, run: Path, identity: str) -> Shared:
+    """Copy what earlier runs trained into this run's records; each row says where it comes from.
+
+    A key without effect on the arm has the cell's value, whatever the earlier study had written there. A
+    student comes along where the earlier study kept it.
+    """
+    shared, cells = find_shared(study, run, identity), arms_of(study, identity)
+    numbers = {arm: number for number, arm in enumerate(cells)}
+    for arm, (other, path) in shared.records.items():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        row: Row = record["arm"]
+        asked = asked_columns(study, row["cohort"], Asked(arm, numbers[arm], cells[arm]))
+        origin = row.get(TAKEN_FROM) or other.name
+        if (other / STUDENTS / arm).is_dir():  # kept there: one of its best
+            shutil.copytree(other / STUDENTS / arm, run / STUDENTS / arm, dirs_exist_ok=True)
+        write_record(run, row | asked | {TAKEN_FROM: origin}, record["epochs"])
+    return shared
+
+
+def set_failed_aside(run: Path) -> int:
+    """Move records of failed cells away, so that they are tried again; how many there were."""
+    failed = 0
+    for path in sorted((run / "records").glob("*.json")):
+        try:
+            is_failed = json.loads(path.read_text(encoding="utf-8"))["arm"]["status"] == "failed"
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged one is moved aside where records are read
+        if is_failed:
+            path.replace(path.with_suffix(".failed"))
+            failed += 1
+    return failed
+
+
+def material_of(study: Study) -> dict[str, object]:
+    """What decides about images, teacher, banks and the frozen tower, by dotted key."""
+    flat = study_file.flatten(study.model_dump(mode="json"))
+    return {key: value for key, value in flat.items() if key.startswith(MATERIAL)}
+
+
+def _runs_beside(study: Study, run: Path) -> list[Path]:
+    """Run directories in the same folder of reports, those of ablations over several materials too."""
+    assert study.ablate is not None
+    reports = run.parent if study.ablate.material is None else run.parent.parent
+    found = [path.parent for depth in ("*", "*/*") for path in sorted(reports.glob(f"{depth}/material.json"))]
+    return [other for other in found if other.resolve() != run.resolve()]
+
+
+def _identity_of(run: Path) -> str | None:
+    try:
+        return read_card(run).identity
+    except UserError:
+        return None
+
+
+def _same_material(study: Study, other: Path) -> bool:
+    try:
+        return material_of(study_file.load(other / "study.yaml")) == material_of(study)
+    except UserError:
+        return False
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a record is of an arm that had all its epochs."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))["arm"]
+        return bool(row["status"] == "complete" and row["epochs_done"] == row["train.epochs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,186 @@
+"""`--retune N`: the same budget for every setting, over what is left to search under it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fake_run
+import outer
+import pytest
+
+from comkd_ray import results, study_file
+from comkd_ray.arms import SEED
+from comkd_ray.config import Study
+from comkd_ray.designs import compile_study, settings, with_block
+from comkd_ray.errors import UserError
+from comkd_ray.optuna_search import OptunaArms
+from comkd_ray.pairing import FIXED, Rule
+from comkd_ray.report import page
+from comkd_ray.retune import in_words, tunings
+from comkd_ray.retuned import fixed_arms, side_by_side
+from comkd_ray.retuned_plots import retuned_plot
+from comkd_ray.run import read
+
+Tree = dict[str, Any]
+FLAGS: Tree = {"student.ifalign": [False, True], "student.edu_attention": [False, True]}
+ALIGN: Tree = {"loss.align_weight": {"float": [0.1, 10.0], "log": True, "when": {"student.ifalign": True}}}
+
+
+def study(
+    design: str = "factorial", factors: Tree = FLAGS, search: Tree | None = None, seeds: Any = 3
+) -> Study:
+    block = {"design": design, "factors": factors, "seeds": seeds}
+    asked = search or outer.tpe(8, space={**outer.SPACE, **ALIGN})
+    return study_file.build(outer.tree(Path("/world"), asked) | {"ablate": block}, "tiny.yaml")
+
+
+def spaces(one: Study) -> list[set[str]]:
+    found = [search.study for search in tunings(one, Path("/run"), 5, "tiny.yaml")]
+    return [set(own.search.space) if own is not None else set() for own in found]
+
+
+# The searches -----------------------------------------------------------------------------------
+
+
+def test_factors_and_what_has_no_effect_are_left_out_of_each_search() -> None:
+    """C belongs to EduAttention and the weight of alignment to IFAlign; their conditions hold or fall."""
+    both = {"loss.temperature", "train.lr"}
+    scale, weight = {"student.attention_scale"}, {"loss.align_weight"}
+    assert spaces(study()) == [both, both | scale, both | weight, both | scale | weight]
+    own = tunings(study(), Path("/run"), 5, "x")[3].study
+    assert own is not None
+    assert all(dimension.when is None for dimension in own.search.space.values())
+
+
+def test_a_key_without_effect_under_the_setting_is_no_knob() -> None:
+    """Without a condition that says so, too; a choice that is still searched may give it an effect."""
+    space = {"student.attention_scale": {"float": [0.1, 10.0]}, "loss.temperature": {"float": [1.0, 2.0]}}
+    one = study(search=outer.tpe(8, space=space))
+    assert spaces(one)[0] == {"loss.temperature"}
+    free = outer.tpe(8, space={**space, "student.edu_attention": {"choice": [True, False]}})
+    alone = study("one_knob", {"student.ifalign": [False, True]}, search=free)
+    assert spaces(alone)[0] == {*space, "student.edu_attention"}
+
+
+def test_every_search_has_the_same_budget_and_begins_at_the_studys_own_values(tmp_path: Path) -> None:
+    one = study(seeds=[0, 1, 5])
+    for search in tunings(one, tmp_path, 5, "tiny.yaml"):
+        own = search.study
+        assert own is not None
+        assert own.search.arms == 5
+        assert own.train.seed == 2  # none of the ablation's
+        assert own.ablate is None
+        assert own.study == search.run.name
+        assert search.run.parent == tmp_path / "retune"
+        search.run.mkdir(parents=True)
+        first = OptunaArms(own, search.run / "optuna.journal").ask()
+        assert first.protected
+        flat = study_file.flatten(one.model_dump(mode="json"))
+        assert first.overrides == {key: flat[key] for key in own.search.space}
+        fixed = study_file.flatten(own.model_dump(mode="json"))
+        assert {key: fixed[key] for key in FLAGS} == search.setting
+
+
+def test_what_a_search_found_is_its_best_complete_arm(tmp_path: Path) -> None:
+    search = tunings(study(), tmp_path, 2, "tiny.yaml")[1]
+    with pytest.raises(UserError, match="no complete arm"):
+        search.found()
+    for arm, value, status, rate in (("a", 60.0, "complete", 0.01), ("b", 90.0, "pruned", 0.05)):
+        assert not search.is_done()
+        record = outer.record(arm, value, status, searched=["train.lr"], **{"train.lr": rate})
+        results.write_record(search.run, record["arm"], [])
+    assert search.is_done()
+    assert search.found() == {"student.ifalign": False, "student.edu_attention": True, "train.lr": 0.01}
+
+
+def test_a_setting_with_nothing_to_tune_keeps_its_values() -> None:
+    one = study(search=outer.tpe(8, space={**outer.GRID, **ALIGN}))
+    first, *_ = searches = tunings(one, Path("/run"), 5, "tiny.yaml")
+    assert first.study is None
+    assert first.is_done()
+    assert first.found() == {"student.ifalign": False, "student.edu_attention": False}
+    assert in_words(searches).startswith("2 settings with tpe, 10 arms in all, over loss.align_weight; then")
+    assert in_words(searches).endswith("2 settings without a knob to tune")
+
+
+def test_a_file_without_a_sampler_or_with_own_values_outside_its_space_is_refused() -> None:
+    grid = study(search={"sampler": "grid", "space": outer.GRID})
+    with pytest.raises(UserError, match=r"--retune asks a sampler over search\.space"):
+        tunings(grid, Path("/run"), 5, "tiny.yaml")
+    far = study(search=outer.tpe(8, space={"loss.temperature": {"float": [2.0, 3.0]}}))
+    with pytest.raises(UserError, match=r"loss.temperature: 1.0, the study's own value, is not in"):
+        tunings(far, Path("/run"), 5, "tiny.yaml")
+
+
+# Side by side -----------------------------------------------------------------------------------
+
+
+def ablated() -> tuple[Study, list[tuple[Tree, list[Tree]]]]:
+    """A 2x2 of four seeds at fixed knobs and at re-tuned ones; PromptKD alone gains by re-tuning."""
+    tree = fake_run.study_tree({"loss.temperature": {"float": [0.5, 4.0]}})
+    tree["ablate"] = {"design": "factorial", "factors": FLAGS, "seeds": 4}
+    one = study_file.build(tree, "fake")
+    found = [
+        setting | {"loss.temperature": 2.0 if place == 0 else 1.0}
+        for place, setting in enumerate(settings(one))
+    ]
+    compiled = compile_study(with_block(one, retune=6, retuned=tuple(found)), "fake-ablate", "fake")
+    cells = {str(sorted(cell.items())): cell for cell in study_file.cells(compiled)}
+    asked = compiled.model_dump(mode="json")
+    return compiled, [fake_run.arm(number, cell, tree=asked) for number, cell in enumerate(cells.values())]
+
+
+def test_effects_at_fixed_and_at_re_tuned_knobs_stand_side_by_side(tmp_path: Path) -> None:
+    """Where the own values won, an arm is both; the reference re-tuned is another arm."""
+    one, arms = ablated()
+    assert len(arms) == 4 * 4 + 4
+    run = fake_run.write(tmp_path / "run", arms, one.model_dump(mode="json"), fake_run.provenance())
+    table = results.read_arms(run)
+    assert len(fixed_arms(table, one)) == 16
+    found = side_by_side(table, one, FIXED)
+    assert found is not None
+    assert found.reference == "PromptKD"
+    assert found.reference_values == [("loss.temperature", "2")]
+    assert [one.name for one in found.effects] == [
+        "PromptKD + EduAttention",
+        "PromptKD + IFAlign",
+        "ComKD-CLIP",
+    ]
+    score = "test_harmonic_mean"
+    rows = {
+        (r["student.ifalign"], r["student.edu_attention"], r["loss.temperature"], r[SEED]): r[score]
+        for r in table.iter_rows(named=True)
+    }
+    both = found.effects[-1]
+    assert both.fixed is not None
+    assert both.retuned is not None
+    for kind, temperature in ((both.fixed, 1.0), (both.retuned, 2.0)):
+        expected = [rows[True, True, 1.0, s] - rows[False, False, temperature, s] for s in (1, 2, 3, 4)]
+        assert kind.differences == pytest.approx(expected)
+    figure = retuned_plot(found, "test harmonic mean")
+    rings = next(trace for trace in figure.data if trace.name == "fixed knobs")
+    assert rings.x[-1] == pytest.approx(both.fixed.found.estimate.mean)
+    words = page(read(run))
+    assert "Fixed and re-tuned knobs, side by side" in words
+    assert "<h2>Variants" not in words  # its arms differ by method and seed alone, at fixed knobs
+
+
+def test_two_kinds_of_knobs_are_two_families_by_the_rule_that_was_used(tmp_path: Path) -> None:
+    one, arms = ablated()
+    run = fake_run.write(tmp_path / "run", arms, one.model_dump(mode="json"))
+    found = side_by_side(results.read_arms(run), one, Rule(max_seeds=9))
+    assert found is not None
+    for effect in found.effects:
+        for pair in (effect.fixed, effect.retuned):
+            assert pair is not None
+            assert pair.found.at_any_look
+            assert pair.found.p_holm <= 3 * pair.found.p
+
+
+def test_without_re_tuning_all_arms_are_at_fixed_knobs() -> None:
+    one = study()
+    arms = results.pl.DataFrame({"arm": ["a"]})
+    assert fixed_arms(arms, one) is arms
+    assert fixed_arms(arms, None) is arms
+    assert side_by_side(arms, one, FIXED) is None
