@@ -99,9 +99,6 @@ class OptunaArms:
             directions=["maximize" if one == OBJECTIVE else "minimize" for one in self.objectives],
             load_if_exists=True,
         )
-        # a resumed search goes on with another seed: the same one would repeat its first draws
-        seed = self.study.search.seed + len(self.known())
-        self.optuna.sampler = samplers.make_sampler(self.study.search, seed)
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -138,8 +135,14 @@ class OptunaArms:
             yield trial
 
     def ask(self) -> Proposal:
-        """The next configuration: what waits, then named arms, then start points, then the sampler."""
+        """The next configuration: what waits, then named arms, then start points, then the sampler.
+
+        Every draw has a seed of its own, counted without what a crash cut off: a search that was killed and
+        resumed asks for the arms of one that was not, as far as it knew the same results.
+        """
         known = self.known()
+        drawn = sum(LOST not in trial.user_attrs for trial in known)
+        self.optuna.sampler = samplers.make_sampler(self.study.search, self.study.search.seed + drawn)
         if not any(trial.state == TrialState.WAITING for trial in known):
             self._enqueue_next(known)
         trial = self.optuna.ask()

@@ -168,7 +168,7 @@ class _Run:
             return False
         size = self.cohort_size(slots, arms.left())
         self.searcher = ray_search.CohortSearcher(
-            self.study, self.run, self.cache, arms, card, size, self.budget
+            self.study, self.run, self.cache, arms, card, size, self.budget, again
         )
         begun = time.monotonic()
         ray_search.search(self.searcher, slots, self.verbose)

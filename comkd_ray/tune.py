@@ -98,11 +98,16 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         card: Card,
         size: int,
         limit: Budget = UNLIMITED,
+        again: int = 0,
     ) -> None:
-        """size: arms of a cohort. limit: when no more are asked for."""
+        """size: arms of a cohort. limit: when no more are asked for.
+
+        again: arms that were cut off. They are trained first and by themselves, so that the search then goes
+        on from just what it would have known.
+        """
         super().__init__()  # no metric: Tune would want it in every report
         self.study, self.run, self.cache, self.arms, self.card = study, run, cache, arms, card
-        self.size, self.limit = size, limit
+        self.size, self.limit, self.again = size, limit, again
         self.stopped: str | None = None
         """Why no more arms are asked for although some are left."""
         self.records = read_records(run)
@@ -166,11 +171,13 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         asked: list[Asked] = []
         running = {arm for cohort in self.cohorts.values() for arm in cohort}
         self.stopped = None
-        while len(asked) < self.size and self.arms.left():
+        size = min(self.size, self.again or self.size)
+        while len(asked) < size and self.arms.left():
             self.stopped = self._limit_reached(len(running))
             if self.stopped:
                 break
             proposal = self.arms.ask()
+            self.again = max(0, self.again - 1)
             arm = identify(self.study, self.card, proposal.overrides)
             if arm in self.records or arm in running:
                 self.arms.tell(proposal.number, self.records.get(arm), same_as=arm)

@@ -181,20 +181,20 @@ def test_a_preparation_that_was_interrupted_goes_on(
 
 
 def prepare_into(study: Study, cache: Path, card: Path) -> None:
-    """What one worker of several does."""
+    """What one worker of several does, in a process that knows nothing of this one."""
+    bank_store.SHARD = 1
     torch.cuda.is_available = lambda: False
     write_card(card, prepare(study, cache, quiet))
 
 
 def test_workers_that_prepare_side_by_side_end_with_the_same_card(
-    make_study: MakeStudy, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_study: MakeStudy, prepared: Prepared, tmp_path: Path
 ) -> None:
     """One tunes the teacher, the shards are shared; each has what a worker alone has."""
-    monkeypatch.setattr(bank_store, "SHARD", 1)
     study = make_study(QUICK)
     runs = [tmp_path / "one", tmp_path / "two"]
-    fork = get_context("fork")
-    workers = [fork.Process(target=prepare_into, args=(study, tmp_path / "cache", run)) for run in runs]
+    fresh = get_context("spawn")
+    workers = [fresh.Process(target=prepare_into, args=(study, tmp_path / "cache", run)) for run in runs]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ class Search:
         self.study: Study = outer.study(run, outer.tpe(arms, arms_per_trial=3, **search))
         self.run, self.cohorts = run, 0
         self.arms = OptunaArms(self.study, run / "optuna.journal", (), jobs.ordered(run))
-        self.arms.reconcile(results.read_records(run))
-        self.searcher = ray_search.CohortSearcher(self.study, run, run, self.arms, CARD, 3, limit)
+        again = self.arms.reconcile(results.read_records(run))
+        self.searcher = ray_search.CohortSearcher(self.study, run, run, self.arms, CARD, 3, limit, again)
 
     def cohort(self) -> list[jobs.Asked] | None:
         """Arms of the next cohort; None where the search is over."""
@@ -279,3 +280,35 @@ def test_the_best_so_far_is_that_of_full_budget(tmp_path: Path) -> None:
         ray_search.best_of([{"status": "pruned", "objective": 90.0}, {"status": "failed", "objective": None}])
         is None
     )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc"])
+def test_kills_change_no_arm_and_no_state(tmp_path: Path, sampler: str) -> None:
+    """Cohorts of three whose values follow from the arms; every other is killed after its first arm."""
+
+    def value(one: jobs.Asked) -> float:
+        return (
+            50
+            + 3 * math.sin(9 * float(one.overrides["loss.temperature"]))
+            - 100 * float(one.overrides["train.lr"])
+        )
+
+    def ended(folder: Path, kills: bool) -> list[str]:
+        folder.mkdir()
+        search, killed = Search(folder, arms=18, sampler=sampler, startup_arms=4), False
+        while (asked := search.cohort()) is not None:
+            killed = kills and not killed
+            name = search.searcher.trials[f"t{search.cohorts - 1}"]
+            for one in asked[:1] if killed else asked:
+                row = {"status": "complete", "objective": value(one), "seconds": 1.0, "epochs_done": 2}
+                results.write_record(folder, row | jobs.asked_columns(search.study, name, one), [])
+            if killed:
+                search = Search(folder, arms=18, sampler=sampler, startup_arms=4)
+            else:
+                search.searcher.on_trial_complete(f"t{search.cohorts - 1}")
+        kept = [trial for trial in search.arms.known() if not {"lost", "same_as"} & trial.user_attrs.keys()]
+        return sorted(f"{sorted(trial.params.items())} {trial.state.name} {trial.value}" for trial in kept)
+
+    undisturbed = ended(tmp_path / "one", kills=False)
+    assert len(undisturbed) == 18
+    assert ended(tmp_path / "two", kills=True) == undisturbed
