@@ -20,8 +20,8 @@ from typing import Any
 from comkd_ray import jobs, progress, provenance, report, results, study_file
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
-from comkd_ray.forecast import cohort_size
 from comkd_ray.jobs import Asked
+from comkd_ray.lineup import assumed_size
 from comkd_ray.optuna_search import OptunaArms, Proposal
 from comkd_ray.protocols import OBJECTIVE, protocol_of
 from comkd_ray.rehearsal import CARD
@@ -79,7 +79,7 @@ def bench_scale(study: Study, arms: int, run: Path) -> dict[str, Any]:
         raise UserError(f"search.sampler: {study.search.sampler}: a grid or a list asks no sampler; use tpe")
     run.mkdir(parents=True, exist_ok=True)
     study_file.dump(study, run / "study.yaml")
-    costs = Costs(arms, study.train.epochs, cohort_size(study))
+    costs = Costs(arms, study.train.epochs, assumed_size(study))
     _fill(study, arms, run, costs)
     _read(run, costs)
     _search(study, arms, run, costs)
@@ -151,7 +151,7 @@ def _search(study: Study, arms: int, run: Path, costs: Costs) -> None:
     costs.fastest("left_seconds", asked.left)
     costs.fastest("ask_seconds", asked.ask)
     searcher = costs.held(
-        "searcher", lambda: CohortSearcher(study, run, run, asked, CARD, costs.arms_per_trial)
+        "searcher", lambda: CohortSearcher(study, run, run, asked, CARD, assumed_size(study))
     )
     costs.fastest("identify_seconds", lambda: identify(study, CARD, {}))
     with costs.timed("cohort_asked_seconds"):
@@ -183,7 +183,7 @@ def _report(run: Path, costs: Costs) -> None:
 
 def _follow(run: Path, arms: int, study: Study, costs: Costs) -> None:
     """Half a second's look at how far everything is: one file a cohort."""
-    for cohort in range(-(-arms // cohort_size(study))):
+    for cohort in range(-(-arms // assumed_size(study))):
         progress.Meter(run, f"c{cohort:04d}.0")("arms", 1, 1)
     costs.fastest("progress_seconds", lambda: progress.read(run))
 

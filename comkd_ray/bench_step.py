@@ -37,8 +37,9 @@ from comkd_ray.material import Material
 from comkd_ray.models import Clip, autocast, default_device, load_clip
 from comkd_ray.photographs import Photographs, open_photographs
 from comkd_ray.provenance import machine
-from comkd_ray.rehearsal import cohort_of, first_prompts, inputs_of, random_material, wait
+from comkd_ray.rehearsal import cohort_of, first_prompts, inputs_of, random_material
 from comkd_ray.stage_one import bank_images
+from comkd_ray.stopwatch import wait
 from comkd_ray.teacher import encode_prompted
 
 ARMS = (1, 2, 4, 8, 16)

@@ -93,35 +93,26 @@ def tune(
     """Search STUDY (default: the quickstart) and write reports/<study>/report.html."""
     from comkd_ray.study_file import check_size, load, require_search, search_spaces
 
-    if not dry_run and (probe or slots):
-        raise UserError("--probe and --slots belong to --dry-run: they say what to expect and start nothing")
     path = study or search_spaces() / f"{QUICKSTART}.yaml"
     loaded = require_search(load(path, sets), path)  # before the heavy imports: mistakes are answered at once
     check_size(loaded, yes)
-    _check_flags(resume, add_arms, fork)
+    _check_flags(resume, add_arms, fork, dry_run, bool(probe or slots))
     from comkd_ray.progress import quiet_libraries
 
     quiet_libraries(verbose)
     from comkd_ray.cluster import set_environment
 
     set_environment(None if dry_run else address)
-    from comkd_ray.progress import Screen
-    from comkd_ray.study_life import grown, plan_fork
-
-    style = "json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain"
-    screen = Screen(style)
-    forked = plan_fork(loaded, reports.absolute(), fork) if fork else None
-    loaded = forked.study if forked else loaded
-    run = (reports / loaded.study).absolute()
-    if resume:
-        loaded = grown(loaded, run, add_arms or 0)
+    loaded, run, forked = _settled(loaded, reports.absolute(), resume, add_arms, fork)
+    changes = forked.lines() if forked else []
     if dry_run:
-        _show_plan(loaded, run, resume, as_json, forked.lines() if forked else [], probe, slots)
+        _show_plan(loaded, run, resume, as_json, changes, probe, slots)
         return
+    from comkd_ray.progress import Screen
     from comkd_ray.study_run import run_study
 
-    screen.say(f"study {loaded.study}: {path}")
-    for line in forked.lines() if forked else ():
+    screen = Screen("json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain")
+    for line in (f"study {loaded.study}: {path}", *changes):
         screen.say(line)
     limit = Budget(hours, max_arms, until)
     outcome = run_study(loaded, run, screen, resume, address, verbose, limit, forked)
@@ -129,11 +120,24 @@ def tune(
     sys.exit(exit_code(outcome))
 
 
-def _check_flags(resume: bool, add_arms: int | None, fork: str | None) -> None:
+def _check_flags(resume: bool, add_arms: int | None, fork: str | None, dry_run: bool, expects: bool) -> None:
     if add_arms and not resume:
         raise UserError("--add-arms: goes on with a study that has begun; add --resume")
     if fork and resume:
         raise UserError("--fork: begins another study; without --resume")
+    if expects and not dry_run:
+        raise UserError("--probe and --slots belong to --dry-run: they say what to expect and start nothing")
+
+
+def _settled(study: Any, reports: Path, resume: bool, add_arms: int | None, fork: str | None) -> Any:
+    """(study, run directory, fork or None) as the flags make them of a study file."""
+    from comkd_ray.study_life import grown, plan_fork
+
+    if fork:
+        forked = plan_fork(study, reports, fork)
+        return forked.study, forked.run, forked
+    run = reports / study.study
+    return (grown(study, run, add_arms or 0) if resume else study), run, None
 
 
 def _how_to_go_on(forked: Any, add_arms: int | None, run: Path) -> str:
@@ -143,13 +147,7 @@ def _how_to_go_on(forked: Any, add_arms: int | None, run: Path) -> str:
 
 
 def _show_plan(
-    study: Any,
-    run: Path,
-    resume: bool,
-    as_json: bool,
-    changes: list[str],
-    probe: bool,
-    slots: int | None,
+    study: Any, run: Path, resume: bool, as_json: bool, changes: list[str], probe: bool, slots: int | None
 ) -> None:
     from comkd_ray.plan import make_plan
     from comkd_ray.study_life import check_run

@@ -224,8 +224,8 @@ class Cohort:
             with autocast(self.device, student.precision):
                 raw = student.project(student.encode(self._eval_inputs(images[part])))
             logits = student.group_logits(normalize(raw.float()), self.groups)
-            chosen.append(predict(logits.cpu(), labels[part], self.groups))
-        return torch.cat(chosen, dim=1)
+            chosen.append(predict(logits, labels[part], self.groups))
+        return torch.cat(chosen, dim=1).cpu()  # the only wait of an evaluation
 
     def _eval_inputs(self, images: Images) -> Tensor:
         banks = self.material.student_banks
@@ -237,7 +237,7 @@ class Cohort:
         """The teacher's own predictions `[M]`."""
         features = normalize(self.material.val_bank.take(0, images, self.device))
         logits = features @ self.material.text.T
-        return predict(logits[None].cpu(), labels, self.groups)[0]
+        return predict(logits[None], labels, self.groups)[0].cpu()
 
     # -- rows and leaving ----------------------------------------------------------------------
 

@@ -201,7 +201,7 @@ class Search(Section):
     arms_per_trial: int | Literal["auto"] = 8
     """Arms trained in lockstep on one frozen backbone: one Tune trial.
 
-    `auto`: as many as fit into memory, which is probed once, and keep every slot busy; `memory_probe.py`.
+    `auto`: as many as fit into memory, which is probed once, and keep every slot busy; `cohort_size.py`.
     """
     startup_arms: int = Field(10, ge=0)
     """Arms that have to end before tpe or gp models the space; a generation of nsga2.

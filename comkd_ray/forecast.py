@@ -3,17 +3,16 @@
 The pace is measured (`probe.py`), or counted: operations at `plan.RATE`, for machines that are not at
 hand. What Ray takes is a constant here, because a probe starts none. Assumed: arms are drawn at random
 (as TPE's first ones are; `longer` says what its taste may add) and leave as a share; an arm that differs
-in shape counts as the commonest of its kind; no arm repeats another; nothing is in the cache.
+in shape counts as the commonest of its kind; no arm repeats another; nothing is in the cache; images that
+are streamed are decoded by nobody else meanwhile.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -22,12 +21,11 @@ from comkd_ray.cluster import workers
 from comkd_ray.cohort import Arm
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
-from comkd_ray.jobs import arm_identity, partition, structure
-from comkd_ray.memory_probe import CPU_ARMS
-from comkd_ray.plan import BACKWARD, RATE, Plan, cost_of, drawn, looked_at
+from comkd_ray.jobs import partition
+from comkd_ray.lineup import BANKED, PROMPTED, arms_of, assumed_size, kind_of, kinds_of, preferring_prompts
+from comkd_ray.plan import BACKWARD, RATE, Plan, cost_of, looked_at
 from comkd_ray.probe import Line, Pace, probe
 from comkd_ray.simulate import Cluster, Group, Timeline, simulate
-from comkd_ray.study_file import cells, resolve
 from comkd_ray.teacher import imagenet_templates
 from comkd_ray.train import rung_epochs
 from comkd_ray.words import counted, duration
@@ -48,7 +46,6 @@ END = 2.0
 """Seconds from the last arm to the report and the end of Ray; 20 arms, 2 cores."""
 BUSY = 0.1
 """Share of the machine's CPU time for others, from which a probe is not to be believed."""
-PROMPTED, BANKED = "prompted", "banked"
 
 
 @dataclass(frozen=True)
@@ -142,6 +139,8 @@ def forecast(study: Study, plan: Plan, pace: Pace, slots: int, failures_per_hour
     shards = Layout.of(plan.images["train"], plan.views).shards
     builders = 1 if 0 < compute.gpus < 1 else min(slots * max(1, group), shards)
     banks = plan.teacher_images * pace.teacher_image + plan.student_images * pace.student_image
+    if plan.streams:  # all views of a batch in turn: it is decoded once
+        banks += plan.images["train"] * pace.decode
     stages = {
         "start": RAY_START + GROUP_START + 2 * (pace.import_seconds + preparing),  # driver and worker
         "pixels": plan.stored * pace.decode,
@@ -165,63 +164,9 @@ def teacher_seconds(study: Study, plan: Plan, pace: Pace) -> float:
     return plan.teacher_steps * pace.teacher_step + texts * pace.class_text
 
 
-def kinds_of(study: Study, vit: bool) -> dict[str, Study]:
-    """The commonest arm of each kind, to be measured; vit: whether the student's tower takes prompts."""
-    found: dict[str, list[Study]] = {}
-    for arm in arms_of(study, 200):
-        found.setdefault(kind_of(arm.study, vit), []).append(arm.study)
-    commonest = {}
-    for kind, arms in found.items():
-        shapes = Counter(structure(arm) for arm in arms)
-        most = shapes.most_common(1)[0][0]
-        commonest[kind] = next(arm for arm in arms if structure(arm) == most)
-    return commonest
-
-
-def kind_of(arm: Study, vit: bool) -> str:
-    """Whether an arm's tower runs in every step, or is banked."""
-    return PROMPTED if vit and arm.student.prompt_length > 0 else BANKED
-
-
-def arms_of(study: Study, most: int) -> Iterator[Arm]:
-    """Up to `most` arms in the order in which they are asked for, drawn at random where TPE would draw."""
-    search = study.search
-    if search.is_enumerated:
-        yield from islice(_cells(study), most)
-        return
-    assert search.arms is not None
-    first = search.first[: min(most, search.arms)]
-    yield from (Arm(f"first {k}", resolve(study, point), True) for k, point in enumerate(first))
-    count = min(most, search.arms) - len(first)
-    yield from (Arm(str(k), arm) for k, arm in enumerate(drawn(study, count)))
-
-
-def _cells(study: Study) -> Iterator[Arm]:
-    """Arms of a grid or a list; cells whose difference has no effect are one."""
-    seen: set[str] = set()
-    for point in cells(study):
-        arm = resolve(study, point)
-        identity = arm_identity("", arm)
-        if identity not in seen:
-            seen.add(identity)
-            yield Arm(identity, arm)
-
-
-def preferring_prompts(arms: list[Arm], study: Study) -> list[Arm]:
-    """The same, were TPE to draw prompted arms alone: they take longest, and are often the better ones."""
-    vit = cost_of(study.student).is_vit
-    prompted = [arm.study for arm in arms if not arm.protected and kind_of(arm.study, vit) == PROMPTED]
-    if study.search.sampler != "tpe" or not prompted:
-        return arms
-    return [
-        arm if arm.protected or kind_of(arm.study, vit) == PROMPTED else replace(arm, study=prompted[0])
-        for arm in arms
-    ]
-
-
 def cohorts_of(arms: Sequence[Arm], study: Study, plan: Plan, pace: Pace) -> Iterator[list[Group]]:
     """The cohorts of the search, each as its structures."""
-    vit, size = cost_of(study.student).is_vit, cohort_size(study)
+    vit, size = cost_of(study.student).is_vit, assumed_size(study)
     for first in range(0, len(arms), size):
         together = partition(arms[first : first + size])
         yield [group_of(group, plan, pace, vit) for group in together]
@@ -235,12 +180,13 @@ def group_of(arms: Sequence[Arm], plan: Plan, pace: Pace, vit: bool) -> Group:
     looked, tested = looked_at(study, plan.images)
     seeds = len({arm.study.train.seed for arm in arms})
     further = (seeds - 1) * pace.inputs if kind == PROMPTED else 0.0
+    decoded = (seen * seeds + looked) * pace.decode if plan.streams and kind == PROMPTED else 0.0
     halving, processes = study.search.halving, max(1, workers(study.compute))
     return Group(
         arms=len(arms),
         epochs=study.train.epochs,
         arm_seconds=(seen * step.slope + looked * evaluation.slope) / processes,
-        base_seconds=seen * (step.base + further) + looked * evaluation.base,
+        base_seconds=seen * (step.base + further) + looked * evaluation.base + decoded,
         rungs=tuple(rung_epochs(halving, study.train.epochs)),
         eta=halving.eta if halving else 1,
         protected=sum(arm.protected for arm in arms),
@@ -285,13 +231,7 @@ def expect(study: Study, plan: Plan, probed: bool, slots: int | None) -> Forecas
     if not probed:
         return forecast(study, plan, counted_pace(study), slots)
     kinds = kinds_of(study, cost_of(study.student).is_vit)
-    return forecast(study, plan, probe(study, kinds, cohort_size(study)), slots)
-
-
-def cohort_size(study: Study) -> int:
-    """Arms of a cohort; for `auto`, which nothing has probed yet, as many as pay on a CPU."""
-    asked = study.search.arms_per_trial
-    return CPU_ARMS if asked == "auto" else asked
+    return forecast(study, plan, probe(study, kinds, assumed_size(study)), slots)
 
 
 def own_slots(study: Study, cores: int, gpus: int) -> int:

@@ -118,7 +118,9 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
     job = read_job(path)
     torch.set_num_threads(job.threads)
     study, material = _shared(job.run, job.cache)
-    records = read_records(Path(job.run))
+    records: dict[str, Row] = {}
+    for one in job.arms:
+        records |= read_records(Path(job.run), one.arm)
     finished = share.gather({"finished": sorted(records)})[0]["finished"]  # one answer for all
     arms = [
         Arm(one.arm, study_file.resolve(study, one.overrides), one.protected)

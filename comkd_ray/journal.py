@@ -26,30 +26,39 @@ def open_journal(path: Path) -> JournalStorage:
     """
     for lock in path.parent.glob(f"{path.name}.lock*"):
         lock.unlink()
-    mend(path)
-    return _replay(path)
+    storage = _sound(path)
+    if storage is None:
+        mend(path)
+        storage = _replay(path)
+    return storage
 
 
 def mend(path: Path) -> str | None:
     """Cut a journal before its first bad line; returns what was found, None where it is sound."""
-    if not path.exists():
+    if not path.exists() or _sound(path) is not None:
         return None
     lines = path.read_bytes().splitlines(keepends=True)
-    sound = next((index for index, line in enumerate(lines) if not _is_entry(line)), len(lines))
-    if sound == len(lines):
-        try:
-            _replay(path)
-        except Exception:  # whatever Optuna stumbles over: entries that make no sense together
-            sound = 0
-        else:
-            return None
+    bad = (index for index, line in enumerate(lines) if not _is_entry(line))
+    first = next(bad, 0)  # entries that are whole and make no sense together: none can be trusted
     place = quarantine.free_place(path.parent, path.name)
-    write_atomic(place, b"".join(lines[sound:]))
-    write_atomic(path, b"".join(lines[:sound]))
-    return (
-        f"{path.name}: damaged in line {sound + 1} of {len(lines)}: from there on it lies in "
+    write_atomic(place, b"".join(lines[first:]))
+    write_atomic(path, b"".join(lines[:first]))
+    words = (
+        f"{path.name}: damaged in line {first + 1} of {len(lines)}: from there on it lies in "
         f"{quarantine.FOLDER}/{place.name}, and what the records know is told again"
     )
+    return "; ".join(filter(None, (words, mend(path))))
+
+
+def _sound(path: Path) -> JournalStorage | None:
+    """The journal as Optuna reads it; None where it is damaged. Optuna passes over a bad last line."""
+    content = path.read_bytes() if path.exists() else b""
+    if content and not _is_entry(content[content.rfind(b"\n", 0, -1) + 1 :]):
+        return None
+    try:
+        return _replay(path)
+    except Exception:  # whatever Optuna stumbles over
+        return None
 
 
 def _is_entry(line: bytes) -> bool:

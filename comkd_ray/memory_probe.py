@@ -1,4 +1,4 @@
-"""How many arms fit into a cohort: `search.arms_per_trial: auto`.
+"""How much memory arms take: `search.arms_per_trial: auto`.
 
 Measured once, where cohorts run, by a process of its own: memory that a process has had it keeps, and
 only its own peak is a number of the cohort's.
@@ -10,31 +10,23 @@ through both is what a cohort takes whatever its size, and what an arm adds to i
 structures in one cohort train one structure after the other, so what counts is the largest structure
 that the study can ask for.
 
-    $COMKD_CACHE/memory/<key>.json    the line; the key: structure with tower, batch size and precision,
+    $COMKD_CACHE/memory/<key>.json    both peaks; the key: structure with tower, batch size and precision,
                                       classes, pixels, device
     <run>/memory.json                 the line, and the bytes that were free on the device
 
-The driver, who may have no GPU, takes the size from there (`cohort_size`):
-
-- what fits into SAFE of the free memory that a cohort holds: of its GPU, or of its part of one; on a
-  CPU, of the node's, divided by the cohorts that run there at once. Where it does not fit after all, the
-  cohort goes on in halves (`jobs.py`);
-- on a CPU at most CPU_ARMS;
-- no more than leaves every slot with the same number of cohorts, so that none stands idle.
+What follows from it is in `cohort_size.py`.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import math
 import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -42,6 +34,7 @@ import torch
 
 from comkd_ray import study_file
 from comkd_ray.cohort import EVAL_BATCH, Arm, Cohort
+from comkd_ray.cohort_size import FILE, Memory
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
@@ -55,11 +48,6 @@ FORMAT = 1
 """Raised when a cohort takes memory in another way: part of every key."""
 SIZES = (1, 3)
 """Arms that are tried."""
-SAFE = 0.8
-"""Share of the free memory that is filled: allocators leave gaps, and free memory is not for us alone."""
-CPU_ARMS = 8
-"""On a CPU a step takes as long for each arm from 4 to 16 arms on (docs/log.md): more arms at once gain
-nothing there, and a sampler would choose more of them before it has seen any result."""
 HEAVIER: Overrides = {
     "student.ifalign": True,
     "student.edu_attention": True,
@@ -70,80 +58,7 @@ HEAVIER: Overrides = {
 """Of values that are no sizes, those that take more memory."""
 SIZED = ("student.prompt_length", "student.prompt_depth", "student.projector_layers", "train.batch_size")
 """Where more is more."""
-FILE, PEAK = "memory.json", "peak"
-
-
-@dataclass(frozen=True)
-class Memory:
-    """`memory.json`: what cohorts take and what there is, in bytes."""
-
-    device: str
-    """"cpu" or "cuda"."""
-    name: str
-    """The device as its maker calls it."""
-    structure: Overrides
-    """Values of the probed arms that are not the study's own."""
-    fixed: int
-    """What a cohort takes whatever its size; on a CPU, its process."""
-    per_arm: int
-    fits_more: bool
-    """Whether more arms than the first of SIZES could be trained at all."""
-    free: int
-    """On the device, when it was probed."""
-
-
-class Size(NamedTuple):
-    """Arms of a cohort, and why."""
-
-    arms: int
-    why: str
-
-
-# What the driver asks ---------------------------------------------------------------------------
-
-
-def read_memory(run: Path) -> Memory | None:
-    """What was probed for this run; None where nothing was, or it cannot be read."""
-    try:
-        return Memory(**json.loads((run / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def cohort_size(study: Study, memory: Memory, slots: int, workers: int, nodes: int, arms: int) -> Size:
-    """Arms of each cohort.
-
-    slots: cohorts that run at once; workers: processes of a cohort, 1 where it has no group; arms: all
-    that are still to be trained.
-    """
-    on_gpu = memory.device == "cuda"
-    beside = math.ceil(slots * workers / nodes)
-    share = min(1.0, study.compute.gpus) if on_gpu else 1 / beside
-    room = SAFE * share * memory.free
-    fit = max(1, int((room - memory.fixed) // memory.per_arm)) if memory.fits_more else 1
-    most = workers * (fit if on_gpu else min(fit, CPU_ARMS))
-    rounds = max(1, math.ceil(arms / (slots * most)))
-    size = max(1, math.ceil(arms / (slots * rounds)))
-    whole = "the GPU" if share == 1 else f"{share:g} of the GPU"
-    held = (
-        f"{_gib(SAFE * share * memory.free)}, {SAFE:.0%} of {whole if on_gpu else f'1/{beside} of the node'}"
-    )
-    needs = f"{_gib(memory.fixed)} and {_gib(memory.per_arm)} an arm"
-    limit = "" if on_gpu or fit <= CPU_ARMS else f", of which {CPU_ARMS} pay on a CPU"
-    return Size(
-        size,
-        f"{held}, {'holds' if workers == 1 else 'holds for each worker'} {fit} ({needs}){limit};"
-        f" {arms} arms over {slots} at once are {rounds} rounds of {size}; {_probed(memory)}",
-    )
-
-
-def _probed(memory: Memory) -> str:
-    values = ", ".join(f"{key} {value}" for key, value in sorted(memory.structure.items()))
-    return f"probed on {memory.name} with {values or 'the values of the study'}"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+PEAK = "peak"
 
 
 # What a worker does -----------------------------------------------------------------------------
@@ -158,16 +73,11 @@ def probe(run: Path, cache: Path, threads: int) -> Memory:
     heaviest = study_file.resolve(study, heaviest_values(study))
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {platform.machine()}"
     text = read_text(cache, card.teacher, card.text, torch.device("cpu"))
-    facts = (
-        torch.__version__,
-        name,
-        threads,
-        EVAL_BATCH,
-        list(text.shape),
-        study.data.side,
-        _many_seeds(study),
-    )
-    path = cache / "memory" / f"{study_file.digest(FORMAT, structure(heaviest), *facts)}.json"
+    where = torch.__version__, name, threads
+    modules = heaviest.student.ifalign, heaviest.student.edu_attention
+    inputs = list(text.shape), study.data.side, _many_seeds(study), EVAL_BATCH
+    key = study_file.digest(FORMAT, *where, structure(heaviest), *modules, *inputs)
+    path = cache / "memory" / f"{key}.json"
     free = free_bytes(device)
     try:
         peaks = {int(arms): int(size) for arms, size in json.loads(path.read_text(encoding="utf-8")).items()}

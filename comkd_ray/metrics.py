@@ -27,11 +27,15 @@ def scores(shares: Sequence[float]) -> tuple[float, ...]:
 
 
 def predict(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
-    """Predicted classes `[A, M]` of logits `[A, M, C]`, each image within the group of its label `[M]`."""
-    chosen = torch.zeros(logits.shape[:2], dtype=torch.long)
+    """Predicted classes `[A, M]` of logits `[A, M, C]`, each image within the group of its label `[M]`.
+
+    On the device of the logits, which nobody waits for: no mask selects images.
+    """
+    labels = labels.to(logits.device, non_blocking=True)
+    chosen = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
     for group in groups:
-        inside = in_group(labels, group)
-        chosen[:, inside] = logits[:, inside, group.start : group.stop].argmax(-1) + group.start
+        best = logits[..., group.start : group.stop].argmax(-1) + group.start
+        chosen = best.where(in_group(labels, group), chosen)
     return chosen
 
 

@@ -11,8 +11,8 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from comkd_ray import planner, search_space, study_file
 from comkd_ray.arms import SEED
 from comkd_ray.cache import cache_root
+from comkd_ray.cohort_size import CPU_ARMS, SAFE
 from comkd_ray.config import Data, Study, Tower
 from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
 from comkd_ray.data.folders import silent
@@ -28,7 +29,6 @@ from comkd_ray.data.storing import store_bytes
 from comkd_ray.data.stream import choose
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
-from comkd_ray.memory_probe import CPU_ARMS, SAFE
 from comkd_ray.models import model_name
 from comkd_ray.photographs import learned_classes, shots, source_table, target_table, teacher_views
 from comkd_ray.prepare import view_count
@@ -69,9 +69,10 @@ class Images:
     stored: int
     """Images that are decoded."""
     stored_bytes: int
-    """Of the pixel stores that are kept."""
-    pixels: list[str]
-    """`data`, and `source` where there is one: stored or streamed, and why."""
+    streams: bool = False
+    """Whether those of `data` are decoded again at every use."""
+    pixels: list[str] = field(default_factory=list)
+    """Where they come from, in words."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,11 @@ class Plan:
     """Of the pixel stores that are kept."""
     pixels: list[str]
     """`data`, and `source` where there is one: stored or streamed, and why."""
-    arms_per_trial: int | str
     stored: int
-    """Images that are decoded."""
+    """Images that are decoded before anything is trained."""
+    streams: bool
+    """Whether training images are decoded again at every use."""
+    arms_per_trial: int | str
     learned_classes: int
     teacher_images: int
     """Through the teacher's tower for banks and accuracies."""
@@ -158,9 +161,10 @@ def count_images(study: Study) -> Images:
     if is_transductive(study):
         parts["train"] = parts["test"]
     learned = learned_classes(study, source)
-    pixels = [_pixels("data", study.data, table)]
+    stores = [("data", study.data, table)]
     if study.source is not None:
-        pixels.append(_pixels("source", study.source, source))
+        stores.append(("source", study.source, source))
+    pixels = [_pixels(*store) for store in stores]
     return Images(
         parts=parts,
         classes=len(table.classes),
@@ -168,8 +172,9 @@ def count_images(study: Study) -> Images:
         learned_classes=learned,
         watched=int((source.labels[source.select(VAL)] < learned).sum()),
         source=0 if study.source is None else len(source.select(VAL)) + len(source.select(TEST)),
-        stored=len(table.paths) + (0 if study.source is None else len(source.paths)),
+        stored=sum(len(own.paths) for _, _, own in stores),
         stored_bytes=sum(need for _, need in pixels),
+        streams=not choose(study.data, table, cache_root()).stored,
         pixels=[words for words, _ in pixels],
     )
 
@@ -189,8 +194,8 @@ def plan_of(study: Study, images: Images) -> Plan:
     learns = teacher.is_vit and study.teacher.prompt_length > 0
     trained = study.teacher.epochs * images.learned if learns else 0
     spoken = encoded + _spoken(study, images, learns)
-    looked, tested = looked_at(study, images.parts)
-    arm = max(steps) * longest.train.batch_size * BACKWARD + longest.train.epochs * looked + tested
+    each, once_more = looked_at(study, images.parts)
+    arm = max(steps) * longest.train.batch_size * BACKWARD + longest.train.epochs * each + once_more
     once = encoded if is_banked(study, student) else evaluated
     batch = min(study.teacher.batch_size, max(1, images.learned))
     return Plan(
@@ -206,8 +211,9 @@ def plan_of(study: Study, images: Images) -> Plan:
         bank_bytes=2 * (encoded * teacher.width + once * student.width),
         pixel_bytes=images.stored_bytes,
         pixels=images.pixels,
-        arms_per_trial=study.search.arms_per_trial,
         stored=images.stored,
+        streams=images.streams,
+        arms_per_trial=study.search.arms_per_trial,
         learned_classes=images.learned_classes,
         teacher_images=spoken,
         teacher_trained=trained,
@@ -219,7 +225,7 @@ def plan_of(study: Study, images: Images) -> Plan:
     )
 
 
-def looked_at(study: Study, parts: dict[str, int]) -> tuple[int, int]:
+def looked_at(study: Study, parts: Mapping[str, int]) -> tuple[int, int]:
     """Images that an arm is evaluated on after each epoch, and once more when it ends."""
     if study.selection == "promptkd":
         return parts["val"] + parts["test"], 0

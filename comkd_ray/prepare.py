@@ -60,8 +60,8 @@ def check(study: Study, cache: Path, progress: Progress) -> list[str]:
     if study.source is not None:
         photographs["source"] = study.source, preparation.stage_one.photographs
     streamed = [
-        f"{section}: images are decoded from their files at every use, as a store would fill the disk or the"
-        f" memory; {section}.pixels: store keeps them in {cache}"
+        f"{section}: images are decoded from files at every use; {section}.pixels: store would keep them"
+        f" decoded in {cache}"
         for section, (data, found) in photographs.items()
         if data.pixels == "auto" and not found.store.stored
     ]

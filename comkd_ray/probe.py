@@ -4,13 +4,11 @@
 
 Nothing is kept, no Ray starts. Photographs are the study's own; the teacher's features are random
 numbers, as time does not depend on values, and so are the weights of a tower that would have to be
-downloaded. Each time is the median of as many runs as fit into SHARE seconds, after one that is not
-counted; where that one took longer than LONG, it counts. `forecast.py` puts the pieces together.
+downloaded. `forecast.py` puts the pieces together.
 """
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,10 +16,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,14 +33,11 @@ from comkd_ray.material import Material
 from comkd_ray.models import Clip, load_clip, model_name
 from comkd_ray.photographs import TEMPLATE, Photographs, learned_classes, source_table, target_table
 from comkd_ray.protocols import is_transductive
-from comkd_ray.rehearsal import cohort_of, first_prompts, inputs_of, random_material, wait
+from comkd_ray.rehearsal import cohort_of, first_prompts, inputs_of, random_material
+from comkd_ray.stopwatch import LONG, EnoughError, Others, Stopwatch, fastest_seconds, timed
 from comkd_ray.student import has_visual_prompts
 from comkd_ray.teacher import Encoder, FewShots, encode_prompted, fit_teacher, imagenet_templates
 
-SHARE = 0.8
-"""Seconds that one measurement may take, warm-up apart; a probe makes some fifteen."""
-LONG = 4.0
-"""Seconds beyond which nothing is run twice, and no larger cohort is tried."""
 SAMPLE = 64
 """Photographs of a part that are decoded: a batch of evaluation and of the bank."""
 IMPORTS = "import comkd_ray.study_run, open_clip"
@@ -104,13 +97,13 @@ def probe(study: Study, kinds: Mapping[str, Study], arms: int) -> Pace:
 
     UserError for what `tune` would refuse too.
     """
-    begun, others, device = time.perf_counter(), _Others(), device_of(study)
+    begun, others, device = time.perf_counter(), Others(), device_of(study)
     torch.set_num_threads(max(1, int(study.compute.cpus)))
-    listing, table = _timed(lambda: target_table(study, silent))
+    listing, table = timed(lambda: target_table(study, silent))
     taught = source_table(study, table, silent)
     with tempfile.TemporaryDirectory(prefix="comkd-probe-") as folder:
-        decode, photographs = _photographs(study, table, Path(folder))
-        loads = [_timed(lambda t=tower: _tower(t, device)) for tower in (study.teacher, study.student)]  # type: ignore[misc]
+        decode, photographs = _photographs(study, table, _largest_batch(study, kinds), Path(folder))
+        loads = [timed(lambda t=tower: _tower(t, device)) for tower in (study.teacher, study.student)]  # type: ignore[misc]
         (load_teacher, (teacher, random_teacher)), (load_student, (student, random_student)) = loads
         images = _Towers(study, photographs, teacher, student)
         material = random_material(photographs, student, teacher.width)
@@ -148,71 +141,28 @@ def device_of(study: Study) -> torch.device:
     return torch.device("cuda")
 
 
-# Time -------------------------------------------------------------------------------------------
-
-
-def typical_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one run: see the head of this file."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        work()
-        wait(device)
-        return time.perf_counter() - start
-
-    wait(device)
-    first = once()
-    if first > LONG:
-        return first
-    spent = [once()]
-    while sum(spent) < SHARE:
-        spent.append(once())
-    return statistics.median(spent)
-
-
-class _Others:
-    """CPU time that other processes take from now on: two torch threads beside them wait for each other."""
-
-    def __init__(self) -> None:
-        self.before = self.now()
-
-    @staticmethod
-    def now() -> tuple[float, float, float]:
-        """Seconds of all cores so far, those that were busy, and those of this process and its children."""
-        machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
-        idle = machine.idle + getattr(machine, "iowait", 0.0)
-        mine = own.user + own.system + own.children_user + own.children_system
-        return sum(machine[:8]), sum(machine[:8]) - idle, mine
-
-    def share(self) -> float:
-        total, busy, mine = (now - before for now, before in zip(self.now(), self.before, strict=True))
-        return min(1.0, max(0.0, (busy - mine) / total)) if total > 0 else 0.0
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    made = work()
-    return time.perf_counter() - start, made
-
-
 def _import_seconds() -> float:
     """A fresh process that imports what a driver or a worker does, and ends."""
-    return _timed(lambda: subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True))[0]  # noqa: S603
+    return timed(lambda: subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True))[0]  # noqa: S603
 
 
 def _per_image(work: Callable[[Images], object], images: Images, device: torch.device) -> float:
     """Seconds an image, in the largest batch up to BATCH that is not LONG."""
-    one = typical_seconds(lambda: work(images[:1]), device)
+    one = fastest_seconds(lambda: work(images[:1]), device)
     count = max(1, min(len(images), BATCH, int(LONG / max(one, 1e-9))))
-    return typical_seconds(lambda: work(images[:count]), device) / count if count > 1 else one
+    return fastest_seconds(lambda: work(images[:count]), device) / count if count > 1 else one
 
 
 # Photographs and towers -------------------------------------------------------------------------
 
 
-def _photographs(study: Study, table: ImageTable, cache: Path) -> tuple[float, Photographs]:
+def _largest_batch(study: Study, kinds: Mapping[str, Study]) -> int:
+    return max(arm.train.batch_size for arm in (study, *kinds.values()))
+
+
+def _photographs(study: Study, table: ImageTable, batch: int, cache: Path) -> tuple[float, Photographs]:
     """Seconds to decode an image, and some photographs of every part that the study uses."""
-    size = max(SAMPLE, study.train.batch_size)
+    size = max(SAMPLE, batch)
     parts = [table.select(part) for part in np.unique(table.parts)]
     spread = [part[np.unique(np.linspace(0, len(part) - 1, size).astype(int))] for part in parts]
     rows = np.sort(np.concatenate(spread))
@@ -222,7 +172,7 @@ def _photographs(study: Study, table: ImageTable, cache: Path) -> tuple[float, P
         labels=table.labels[rows],
         parts=table.parts[rows],
     )
-    seconds, store = _timed(lambda: open_store(few, study.data.side, cache, silent, study.data.skip_broken))
+    seconds, store = timed(lambda: open_store(few, study.data.side, cache, silent, study.data.skip_broken))
     base = learned_classes(study, table)
     photographs = Photographs(kept(few, store), store, base, TEMPLATE, is_transductive(study))
     return seconds / len(rows), photographs
@@ -269,7 +219,7 @@ class _Towers:
 
     def class_text(self) -> float:
         name = self.photographs.table.classes[:1]
-        return typical_seconds(
+        return fastest_seconds(
             lambda: self.teacher.encode_classes(name, imagenet_templates()), self.teacher.device
         )
 
@@ -293,35 +243,12 @@ class _Towers:
         encode: Encoder = lambda some, _, visual: (  # noqa: E731
             features if self.visual is None else self.encode(self.teacher, some, visual)
         )
-        watch = _Stopwatch(device)
+        watch = Stopwatch(device)
         try:
             fit_teacher("probe", config, self.teacher, shots, encode, watch)
-        except _EnoughError:
+        except EnoughError:
             return watch.seconds
         raise AssertionError("a million epochs ended")
-
-
-class _EnoughError(Exception):
-    """A loop has been watched for long enough."""
-
-
-class _Stopwatch:
-    """A `progress` that times the steps between its calls; the first is a warm-up unless it is LONG."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.times = device, [time.perf_counter()]
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        wait(self.device)
-        self.times.append(time.perf_counter())
-        first, rest = self.times[1] - self.times[0], self.times[-1] - self.times[1]
-        if first > LONG or rest > SHARE:
-            raise _EnoughError
-
-    @property
-    def seconds(self) -> float:
-        spent = np.diff(self.times)
-        return float(np.median(spent[1:] if len(spent) > 1 else spent))
 
 
 # Cohorts ----------------------------------------------------------------------------------------
@@ -344,7 +271,7 @@ class _Cohorts:
         self.study, self.material, self.image_seconds, self.most = study, material, image_seconds, most
         cohort, _ = cohort_of(study, material, 1)
         self.batch = cohort.train_images[: study.train.batch_size]
-        seconds = typical_seconds(inputs_of(cohort, self.batch), cohort.device)
+        seconds = fastest_seconds(inputs_of(cohort, self.batch), cohort.device)
         self.inputs = seconds / len(self.batch)
 
     def step(self) -> Line:
@@ -352,21 +279,23 @@ class _Cohorts:
 
         def measure(arms: int) -> float:
             cohort, step = cohort_of(self.study, self.material, arms)
-            return typical_seconds(step, cohort.device)
+            return fastest_seconds(step, cohort.device)
 
         line, count = fitted(measure, self.most), len(self.batch)
         return Line(line.base / count, line.slope / count)
 
     def evaluation(self) -> Line:
         """Seconds of an evaluated image: an arm's pass through its tower, and what it takes beside."""
-        images = len(self.material.photographs.part(VAL))
+        photographs = self.material.photographs
+        by_test = self.study.selection == "promptkd"
+        images = len(photographs.evaluated if by_test else photographs.part(VAL))
         prompted = has_visual_prompts(self.study.student, self.material.student)
         if prompted and images * self.image_seconds > LONG:
             return Line(0.0, self.image_seconds)
 
         def measure(arms: int) -> float:
             cohort, _ = cohort_of(self.study, self.material, arms)
-            return typical_seconds(cohort.evaluate, cohort.device)
+            return fastest_seconds(cohort.evaluate, cohort.device)
 
         line = fitted(measure, self.most)
         return Line(line.base / images, line.slope / images)

@@ -70,9 +70,9 @@ def read(run: Path) -> dict[str, State]:
     return states
 
 
-def clear(run: Path) -> None:
-    """Forget what meters of an earlier run said."""
-    for path in (run / FOLDER).glob("*"):
+def clear(run: Path, cohort: str | None = None) -> None:
+    """Forget what meters of an earlier run said, or those of a cohort that is over."""
+    for path in (run / FOLDER).glob("*" if cohort is None else f"{cohort}.*"):
         path.unlink(missing_ok=True)
 
 

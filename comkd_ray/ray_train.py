@@ -194,5 +194,6 @@ def _prepare_as(config: dict[str, Any], rank: int) -> None:
         if rank == 0 and study.search.arms_per_trial == "auto":  # here, as the driver may have no GPU
             meter("memory", 0, 1)
             memory_probe.probe(run, Path(config["cache"]), config["threads"])
+            meter("memory", 1, 1)
     except UserError as error:  # a person's mistake is no crash: hand the words to the driver
         (run / ERROR).write_text(str(error), encoding="utf-8")

@@ -33,12 +33,6 @@ CARD = Card("", "", "", "", "", "", None, 100.0, 0, {}, {}, "")
 Images = NDArray[np.int64]
 
 
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def first_prompts(study: Study, teacher: Clip) -> Tensor | None:
     """Visual prompts `[1, depth, L, W]` that the teacher begins with; None where it learns none."""
     config = study.teacher

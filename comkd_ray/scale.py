@@ -17,8 +17,9 @@ from comkd_ray.bank_store import Layout
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import ROWS
 from comkd_ray.data.splits import HELD_OUT
-from comkd_ray.forecast import cohort_size, counted_pace, forecast
-from comkd_ray.plan import Images, Plan, plan_of
+from comkd_ray.forecast import counted_pace, forecast
+from comkd_ray.lineup import assumed_size
+from comkd_ray.plan import Images, Plan, looked_at, plan_of
 
 GPUS = (8, 64, 1000)
 CLASSES = 1000
@@ -88,7 +89,6 @@ def imagenet(arms: int = 1000, few: bool = False, arms_per_trial: int = COHORT) 
         source=0,
         stored=stored,
         stored_bytes=3 * study.data.side**2 * stored,
-        pixels=[],
     )
     return study, plan_of(study, images)
 
@@ -98,12 +98,12 @@ def on(study: Study, plan: Plan, slots: int) -> Scaled:
     pace = replace(counted_pace(study), list_seconds=plan.stored * LISTED)
     found = forecast(study, plan, pace, slots, FAILURES_PER_HOUR)
     search, train = found.search, plan.images["train"]
-    looked = train + plan.images["val"]
+    used = train + looked_at(study, plan.images)[0]  # an arm's last look at the test images is left out
     rate = search.cohort_epochs / search.seconds
     return Scaled(
         study=study.study,
         slots=slots,
-        arms_per_trial=cohort_size(study),
+        arms_per_trial=assumed_size(study),
         bank_bytes=plan.bank_bytes,
         shards=Layout.of(train, plan.views).shards,
         pixel_bytes=plan.pixel_bytes,
@@ -114,7 +114,7 @@ def on(study: Study, plan: Plan, slots: int) -> Scaled:
         tail_seconds=search.tail_seconds,
         failures=search.failures,
         lost=search.lost,
-        read_bytes_per_second=rate * (looked * plan.pixel_bytes / plan.stored + 2 * train * WIDTH),
+        read_bytes_per_second=rate * (used * plan.pixel_bytes / plan.stored + 2 * train * WIDTH),
         reports_per_second=rate,
         notes_per_second=search.arm_epochs / search.seconds,
     )

@@ -106,11 +106,9 @@ class StudentCohort(nn.Module):
         self.any_attention = bool(self.edu_attention.any())
 
     def state(self, index: int) -> dict[str, Tensor]:
-        """One arm's tensors on the CPU, the teacher's text features `[C, D]` included."""
+        """A copy of one arm's tensors, where they are; the teacher's text features `[C, D]` with them."""
         every = {**self.tensors, **{f"running.{name}": t for name, t in self.running.items()}}
-        return {name: t[index].detach().cpu().clone() for name, t in every.items()} | {
-            "text": self.text.cpu()
-        }
+        return {name: t[index].detach().clone() for name, t in every.items()} | {"text": self.text}
 
     @torch.no_grad()
     def load_state(self, index: int, state: dict[str, Tensor]) -> None:

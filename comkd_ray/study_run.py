@@ -21,7 +21,6 @@ from comkd_ray import (
     jobs,
     journal,
     ledger,
-    memory_probe,
     prepare,
     progress,
     provenance,
@@ -35,6 +34,7 @@ from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
 from comkd_ray.budget import Budget
 from comkd_ray.cache import cache_root
+from comkd_ray.cohort_size import cohort_size, read_memory
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
@@ -192,10 +192,10 @@ class _Run:
         asked = self.study.search.arms_per_trial
         if asked != "auto":
             return asked
-        memory = memory_probe.read_memory(self.run)
+        memory = read_memory(self.run)
         assert memory is not None, "prepared, so probed"
         workers = cluster.workers(self.study.compute) or 1
-        size, why = memory_probe.cohort_size(self.study, memory, slots, workers, cluster.node_count(), arms)
+        size, why = cohort_size(self.study, memory, slots, workers, cluster.node_count(), arms)
         provenance.update(self.run, arms_per_trial={"auto": size, "because": why})
         self.screen.say(f"search.arms_per_trial: {size}: {why}")
         return size
@@ -226,7 +226,7 @@ class _Run:
     def prepare(self, slots: int) -> Card:
         """Teacher and banks, in a worker group of their own, unless this run has them already."""
         before = self.known_card()
-        probed = self.study.search.arms_per_trial != "auto" or memory_probe.read_memory(self.run) is not None
+        probed = self.study.search.arms_per_trial != "auto" or read_memory(self.run) is not None
         if before is not None and probed and is_ready(before, self.cache):
             return before
         compute = self.study.compute

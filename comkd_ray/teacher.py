@@ -292,7 +292,7 @@ class _Lesson:
         frozen = normalize(self.encode(images, view, None)) if regularised or visual is None else None
         image = frozen if visual is None else normalize(self.encode(images, view, visual))
         assert image is not None
-        labels = torch.from_numpy(self.shots.labels[batch]).to(self.clip.device)
+        labels = torch.from_numpy(self.shots.labels[batch]).to(self.clip.device, non_blocking=True)
         scale, weights = self.clip.logit_scale, self.weights
         terms = teacher_losses(image, self.text(prompts), labels, scale, weights, frozen, self.frozen_text)
         return torch.stack(list(terms.values())).sum()
@@ -308,14 +308,17 @@ def _accuracy(text: Tensor, visual: Tensor | None, shots: FewShots, encode: Enco
     """Percent of validation images whose nearest text is their class's; None where there are none."""
     if not bool(text.isfinite().all()):
         return math.nan
-    hits = 0.0
+    hits = torch.zeros((), dtype=torch.float64, device=text.device)
+    sound = torch.ones((), dtype=torch.bool, device=text.device)
     for start in range(0, len(shots.val_images), TOGETHER):
         image = normalize(encode(shots.val_images[start : start + TOGETHER], 0, visual))
-        if not bool(image.isfinite().all()):
-            return math.nan
-        labels = torch.from_numpy(shots.val_labels[start : start + TOGETHER]).to(image.device)
-        hits += float(((image @ text.T).argmax(-1) == labels).double().sum())
-    return 100 * hits / len(shots.val_images) if len(shots.val_images) else None
+        labels = torch.from_numpy(shots.val_labels[start : start + TOGETHER])
+        labels = labels.to(image.device, non_blocking=True)
+        hits += ((image @ text.T).argmax(-1) == labels).double().sum()
+        sound &= image.isfinite().all()
+    if not len(shots.val_images):
+        return None
+    return 100 * float(hits) / len(shots.val_images) if bool(sound) else math.nan
 
 
 def _batches(shots: FewShots, config: Teacher, epoch: int) -> list[NDArray[np.int64]]:

@@ -7,22 +7,23 @@ Tune saves is never read again. Resuming is a new Tuner for what is left.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.search import Searcher
 
-from comkd_ray import budget, cluster, jobs, ray_train, study_file
+from comkd_ray import budget, cluster, jobs, progress, ray_train, study_file
 from comkd_ray.budget import Budget
 from comkd_ray.config import Study
 from comkd_ray.jobs import Asked, Job
 from comkd_ray.material import Card
 from comkd_ray.optuna_search import Proposal
 from comkd_ray.protocols import OBJECTIVE
-from comkd_ray.results import Row, ranked, read_records
+from comkd_ray.results import Row, read_records
 from comkd_ray.search_space import Overrides
+from comkd_ray.train import rung_epochs
 from comkd_ray.weights import keep_best
 
 UNLIMITED = Budget()
@@ -110,12 +111,16 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         self.trials: dict[str, str] = {}
         self.lost = 0
         """Arms whose process died, retries included."""
-        self.history: dict[int, dict[str, float]] = {}
+        longest = max(one.train.epochs for one in study_file.variants(study))
+        rungs = rung_epochs(study.search.halving, longest)
+        self.history: dict[int, dict[str, float]] = {rung: {} for rung in rungs}
+        """Rung -> arm -> its value there: all that a later cohort has to know."""
         for record in self.records.values():
             for row in record["epochs"]:
-                if row["loss"] is None:
-                    continue
-                self.history.setdefault(row["epoch"], {})[row["arm"]] = row[OBJECTIVE]
+                if row["loss"] is not None:
+                    self._remember(row["epoch"], row["arm"], row[OBJECTIVE])
+        self.best = best_of([record["arm"] for record in self.records.values()])
+        """Best objective of an arm at full budget."""
         self.count = sum(1 for _ in (run / "cohorts").glob("*.json"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CohortSearcher:
@@ -126,11 +131,6 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
     def total(self) -> int:
         """Arms that ended, that run, and that are still to be asked for."""
         return len(self.records) + self.left
-
-    @property
-    def best(self) -> float | None:
-        """Best objective of an arm at full budget."""
-        return next((row[OBJECTIVE] for row in ranked(dict(self.records))), None)
 
     @property
     def left(self) -> int:
@@ -190,20 +190,26 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         """Values of an epoch, and the arms that ended with it."""
         cohort = self.cohorts[self.trials[trial_id]]
         for arm, value in result.get("values", []):
-            self.history.setdefault(result["epoch"], {})[arm] = value
+            self._remember(result["epoch"], arm, value)
             if arm in cohort:
                 self.arms.note(cohort[arm].number, result["epoch"], value)
         self._settle(cohort, result.get("ended", []))
+
+    def _remember(self, epoch: int, arm: str, value: float) -> None:
+        if epoch in self.history:
+            self.history[epoch][arm] = value
 
     def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
         """The cohort is over. Arms without a record were lost with their process: `--resume` asks again.
 
         To Optuna they stay RUNNING until then, so this run does not try them for ever.
         """
-        cohort = self.cohorts.pop(self.trials.pop(trial_id))
+        name = self.trials.pop(trial_id)
+        cohort = self.cohorts.pop(name)
         ended = [arm for arm in cohort if read_records(self.run, arm)]
         self._settle(cohort, ended)
         self.lost += len(cohort)
+        progress.clear(self.run, name)
 
     def _settle(self, cohort: dict[str, Asked], arms: list[str]) -> None:
         if not arms:
@@ -212,6 +218,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
             record = _read_record(self.run, arm)
             if record is not None:
                 self.records[arm] = record
+                self.best = best_of([record["arm"]], self.best)
             self.lost += record is None
             self.arms.tell(cohort.pop(arm).number, record)
         keep_best(self.run, dict(self.records))
@@ -224,6 +231,12 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing: see `save`."""
+
+
+def best_of(rows: Iterable[Row], before: float | None = None) -> float | None:
+    """The best objective of arms at full budget, and of what was the best before."""
+    full = [row[OBJECTIVE] for row in rows if row["status"] == "complete" and row[OBJECTIVE] is not None]
+    return max(full if before is None else [before, *full], default=None)
 
 
 def _read_record(run: Path, arm: str) -> Row | None:

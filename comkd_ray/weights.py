@@ -54,7 +54,9 @@ def save_student(
     """Write a student; the JSON goes last, so a folder with it is whole."""
     folder = run / FOLDER / arm
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "student.safetensors")
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / "student.safetensors"
+    )
     card = {"arm": arm, "classes": classes, "study": study.model_dump(mode="json")}
     write_atomic(folder / "student.json", json.dumps(card, indent=1).encode())
 

@@ -80,8 +80,9 @@ ALLOWED = {
     "progress": "|",
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
-    "memory_probe": "cohort config data.datasets errors jobs material models results search_space study_file"
-    " | torch",
+    "cohort_size": "config search_space |",
+    "memory_probe": "cohort cohort_size config data.datasets errors jobs material models results search_space"
+    " study_file | torch",
     "budget": "config protocols |",
     "journal": "quarantine results | optuna",
     "samplers": "config search_space | optuna scipy",
@@ -96,8 +97,8 @@ ALLOWED = {
     "cluster": "config errors | ray",
     "ray_train": "config data.pixels errors jobs material memory_probe prepare progress results stage_one"
     " study_file train | ray ray.train torch",
-    "tune": "budget cluster config jobs material optuna_search protocols ray_train results search_space"
-    " study_file weights | ray ray.tune",
+    "tune": "budget cluster config jobs material optuna_search progress protocols ray_train results"
+    " search_space study_file train weights | ray ray.tune",
     # report
     "stats": "| scipy",
     "words": "|",
@@ -149,29 +150,31 @@ ALLOWED = {
     "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
     " report_tables results run tables words |",
     # top
-    "plan": "arms cache config data.datasets data.folders data.storing data.stream errors jobs memory_probe"
+    "plan": "arms cache cohort_size config data.datasets data.folders data.storing data.stream errors jobs"
     " models photographs planner prepare protocols search_space study_file | open_clip torch",
     "simulate": "|",
+    "stopwatch": "| torch",
     "rehearsal": "bank cohort config data.datasets data.folders losses material models photographs prompts"
     " search_space study_file | torch",
     "probe": "bank bank_store config data.datasets data.folders data.pixels errors material models"
-    " photographs protocols rehearsal student teacher | open_clip torch",
-    "forecast": "bank_store cluster cohort config errors jobs memory_probe plan probe simulate study_file"
-    " teacher train words | torch",
-    "study_run": "ablation budget cache cluster config data.datasets errors growth jobs journal ledger"
-    " material memory_probe optuna_search photographs plan prepare progress protocols provenance ray_train"
-    " report results search_space study_file study_life tune weights |",
+    " photographs protocols rehearsal stopwatch student teacher | open_clip torch",
+    "lineup": "cohort cohort_size config jobs plan study_file |",
+    "forecast": "bank_store cluster cohort config errors jobs lineup plan probe simulate teacher train words"
+    " | torch",
+    "study_run": "ablation budget cache cluster cohort_size config data.datasets errors growth jobs journal"
+    " ledger material optuna_search photographs plan prepare progress protocols provenance ray_train report"
+    " results search_space study_file study_life tune weights |",
     "ablation_run": "ablation_plan cluster config designs errors joint_report ledger plan progress retune"
     " starting_point study_file study_life study_run words |",
     # measuring
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
     " photographs prepare prompts results stage_one student study_file teacher | torch",
-    "bench_step": "bank bank_store bench_files config data.datasets data.stream material models"
-    " photographs provenance rehearsal stage_one teacher | torch",
-    "bench_scale": "config errors forecast jobs optuna_search progress protocols provenance rehearsal"
-    " report results study_file tune weights |",
-    "scale": "bank_store config data.datasets data.splits forecast plan study_file |",
+    "bench_step": "bank bank_store bench_files config data.datasets data.stream material models photographs"
+    " provenance rehearsal stage_one stopwatch teacher | torch",
+    "bench_scale": "config errors jobs lineup optuna_search progress protocols provenance rehearsal report"
+    " results study_file tune weights |",
+    "scale": "bank_store config data.datasets data.splits forecast lineup plan study_file |",
     "bench_table": "config |",
     "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
     " results search_space study_file | torch",

@@ -18,19 +18,16 @@ from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.forecast import (
     ACTOR_START,
-    BANKED,
     GROUP_START,
     HANDOVER,
-    PROMPTED,
-    arms_of,
     cohorts_of,
     counted_pace,
     expect,
     forecast,
-    kinds_of,
     own_slots,
     teacher_seconds,
 )
+from comkd_ray.lineup import BANKED, PROMPTED, arms_of, kinds_of
 from comkd_ray.plan import RATE, Plan, cost_of, make_plan
 from comkd_ray.probe import Line, Pace
 from comkd_ray.simulate import Cluster, simulate
@@ -52,7 +49,7 @@ PACE = Pace(
     evaluations={PROMPTED: Line(0.002, 0.03), BANKED: Line(0.0, 0.0005)},
     seconds=20.0,
 )
-"""4 classes of 8 / 5 / 5 images, batches of 12: an epoch trains on 24 images and evaluates 40."""
+"""4 classes of 8 / 5 / 5 images, batches of 12: an epoch trains on 24 images and looks at 20."""
 
 
 def planned(study: Study) -> tuple[Study, Plan]:
@@ -66,10 +63,10 @@ def test_stages_follow_from_counts_and_pace(make_study: MakeStudy) -> None:
     study, plan = planned(make_study({"search.arms": 4, "search.arms_per_trial": 4, "compute.cpus": 1}))
     found = forecast(study, plan, PACE, 1)
     epoch = 24 * (0.01 + 4 * 0.1) + 20 * (0.002 + 4 * 0.03)
-    last = 4 * 20 * 0.03
+    tested = 4 * 20 * 0.03  # once, when an arm ends
     assert found.stages["pixels"] == pytest.approx(72 * 0.01)
     assert found.stages["bank"] == pytest.approx(plan.teacher_images * 0.02 + 40 * 0.01)
-    assert found.stages["search"] == pytest.approx(5.0 + 0.25 + 0.25 + ACTOR_START + 2 * epoch + last)
+    assert found.stages["search"] == pytest.approx(5.0 + 0.25 + 0.25 + ACTOR_START + 2 * epoch + tested)
     assert found.seconds == pytest.approx(sum(found.stages.values()))
     held = found.stages["teacher"] + found.stages["bank"] + found.stages["search"]
     assert (found.device_hours, found.kind) == (pytest.approx(held / 3600), "CPU")
@@ -96,10 +93,26 @@ def test_a_worker_group_starts_anew_for_every_cohort_and_shares_its_arms(make_st
     over = {"search.arms": 4, "search.arms_per_trial": 2}
     alone = forecast(*planned(make_study(over)), PACE, 1).search
     group = forecast(*planned(make_study(over | {"compute.workers": 2})), PACE, 1).search
-    arm = 2 * (24 * 0.1 + 20 * 0.03) + 20 * 0.03
-    shared = 2 * 2 * arm / 2  # arms and cohorts, half of them in each process
+    shared = 2 * 2 * (2 * (24 * 0.1 + 20 * 0.03) + 20 * 0.03) / 2  # of 2 x 2 arms, half in each process
     starts = 2 * GROUP_START - ACTOR_START + 5.5 - HANDOVER
     assert group.seconds == pytest.approx(alone.seconds - shared + starts)
+
+
+def test_a_published_selection_looks_at_test_images_after_every_epoch(make_study: MakeStudy) -> None:
+    over = {"search.arms_per_trial": 1}
+    strict = forecast(*planned(make_study(over)), PACE, 1).search.seconds
+    habit = forecast(*planned(make_study(over | {"selection": "promptkd"})), PACE, 1).search.seconds
+    assert habit - strict == pytest.approx(2 * 20 * 0.032 - 20 * 0.03)
+
+
+def test_streamed_images_are_decoded_at_every_use(make_study: MakeStudy) -> None:
+    """One arm: 2 epochs of 24 and 20 images, and the training images once for all views of the bank."""
+    stored, streamed = (
+        forecast(*planned(make_study({"data.pixels": pixels, "search.arms_per_trial": 1})), PACE, 1)
+        for pixels in ("store", "stream")
+    )
+    assert streamed.search.seconds - stored.search.seconds == pytest.approx(2 * 44 * 0.01)
+    assert streamed.stages["bank"] - stored.stages["bank"] == pytest.approx(32 * 0.01)
 
 
 def test_no_slots_are_refused(make_study: MakeStudy) -> None:
@@ -171,6 +184,12 @@ def test_the_commonest_shape_stands_for_its_kind(make_study: MakeStudy) -> None:
     kinds = kinds_of(study, True)
     assert {kind: arm.student.prompt_length for kind, arm in kinds.items()} == {BANKED: 0, PROMPTED: 1}
     assert list(kinds_of(study, False)) == [BANKED]
+
+
+def test_cohorts_that_memory_will_size_count_as_eight(make_study: MakeStudy) -> None:
+    study, plan = planned(make_study({"search.arms": 20, "search.arms_per_trial": "auto"}))
+    cohorts = cohorts_of(list(arms_of(study, 20)), study, plan, PACE)
+    assert [sum(group.arms for group in cohort) for cohort in cohorts] == [8, 8, 4]
 
 
 # Counted ---------------------------------------------------------------------------------------

@@ -184,3 +184,16 @@ def test_an_arm_whose_record_is_lost_is_asked_again_and_once(
     resumed = opened(tmp_path)
     assert resumed.reconcile(left | {"arm0": outer.record("arm0")}) == 0
     assert resumed.left() == 9 - 5
+
+
+def test_senseless_entries_before_a_bad_line_are_no_trap(
+    tmp_path: Path, whole: tuple[bytes, dict[str, Tree], dict[str, Tree]]
+) -> None:
+    content, records, expected = whole
+    path = tmp_path / "optuna.journal"
+    path.write_bytes(b'{"op_code": 77, "worker_id": "x"}\n' + content + GARBAGE)
+    words = journal.mend(path) or ""
+    assert words.count("damaged in line") == 2
+    arms = opened(tmp_path)
+    arms.reconcile(records)
+    assert ended(arms) == expected

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from comkd_ray.cohort import Arm, Cohort
 from comkd_ray.config import Study
 from comkd_ray.material import Card, Material
+from comkd_ray.metrics import predict
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -119,6 +120,14 @@ def test_what_does_not_wait_is_not_counted() -> None:
         y.clone().requires_grad_().square().sum().backward()
         torch.from_numpy(np.ones(3)).to("cpu", non_blocking=True)
     assert watch.count == {}
+
+
+def test_predictions_wait_for_nothing() -> None:
+    logits, labels = torch.randn(2, 6, 5), torch.tensor([0, 4, 1, 3, 2, 2])
+    with Watch() as watch:
+        chosen = predict(logits, labels, (range(3), range(3, 5)))
+    assert watch.count == {}
+    assert chosen.shape == (2, 6)
 
 
 @pytest.mark.parametrize(

@@ -516,7 +516,7 @@ def test_streaming_that_nobody_asked_for_is_remarked(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100_000, 99_000, 1_000))
     for _ in range(2):  # and it goes on so
         (remark,) = check(make_study(), tmp_path / "cache", quiet)
-        assert remark.startswith("data: images are decoded from their files at every use")
+        assert remark.startswith("data: images are decoded from files at every use")
     assert check(make_study({"data.pixels": "stream"}), tmp_path / "cache", quiet) == []
 
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from comkd_ray import probe as room
+from comkd_ray import stopwatch
 from comkd_ray.config import Study, Tower
 from comkd_ray.errors import UserError
-from comkd_ray.forecast import BANKED, PROMPTED, kinds_of
-from comkd_ray.probe import Line, Pace, fitted, probe, typical_seconds
+from comkd_ray.lineup import BANKED, PROMPTED, kinds_of
+from comkd_ray.probe import Line, Pace, fitted, probe
+from comkd_ray.stopwatch import fastest_seconds
 from comkd_ray.study_file import flatten
 
 MakeStudy = Callable[..., Study]
@@ -26,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, cpu: None) -> None:
     """One counted run each, and an import that does not load Ray."""
-    monkeypatch.setattr(room, "SHARE", 0.0)
+    monkeypatch.setattr(stopwatch, "SHARE", 0.0)
     monkeypatch.setattr(room, "IMPORTS", "import json")
 
 
@@ -66,6 +68,17 @@ def test_a_convolutional_teacher_is_timed_by_its_words(
     assert measured(make_study(conv)).teacher_step > 0
 
 
+@pytest.mark.parametrize("selection", ["strict", "promptkd"])
+def test_a_study_with_a_source_is_measured_on_its_own_photographs(
+    make_study: MakeStudy, image_folder: Path, selection: str
+) -> None:
+    """promptkd trains on the test images: a batch of them must be there."""
+    over = {"protocol": "domain_generalization", "selection": selection, "search.arms_per_trial": 1}
+    source = {"root": str(image_folder), "side": 20, "shots": 4, "views": 2}
+    found = measured(make_study(over | {"source": source, "train.batch_size": 20}))
+    assert min(found.teacher_step, found.steps[PROMPTED].slope) > 0
+
+
 def test_a_tower_that_would_be_downloaded_gets_random_weights() -> None:
     clip, drawn = room._tower(Tower(model="ViT-S-32-alt", pretrained="somewhere"), CPU)
     assert drawn
@@ -80,7 +93,7 @@ def test_what_tune_would_refuse_is_refused(make_study: MakeStudy) -> None:
 
 def test_time_of_other_processes_is_told_apart() -> None:
     """Our own work is not others'; that of a process which is not our child is."""
-    others = room._Others()
+    others = stopwatch.Others()
     begun = time.process_time()
     while time.process_time() - begun < 0.1:
         pass
@@ -119,9 +132,9 @@ def test_the_first_run_counts_only_where_it_took_long(monkeypatch: pytest.Monkey
         ticks = iter(range(100))
         return SimpleNamespace(perf_counter=lambda: float(next(ticks)) ** 2)
 
-    monkeypatch.setattr(room, "SHARE", 6.0)
-    monkeypatch.setattr(room, "time", clock())
-    assert typical_seconds(lambda: None, CPU) == 7.0
-    monkeypatch.setattr(room, "LONG", 0.5)
-    monkeypatch.setattr(room, "time", clock())
-    assert typical_seconds(lambda: None, CPU) == 1.0
+    monkeypatch.setattr(stopwatch, "SHARE", 6.0)
+    monkeypatch.setattr(stopwatch, "time", clock())
+    assert fastest_seconds(lambda: None, CPU) == 5.0
+    monkeypatch.setattr(stopwatch, "LONG", 0.5)
+    monkeypatch.setattr(stopwatch, "time", clock())
+    assert fastest_seconds(lambda: None, CPU) == 1.0

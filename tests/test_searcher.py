@@ -11,7 +11,7 @@ import outer
 import pytest
 from ray.tune.search import Searcher
 
-from comkd_ray import jobs, results
+from comkd_ray import jobs, progress, results
 from comkd_ray import tune as ray_search
 from comkd_ray.budget import Budget
 from comkd_ray.config import Study
@@ -238,3 +238,44 @@ def test_kills_and_damage_in_any_order_lose_no_result_and_train_nothing_twice(
     assert len(records) == 12
     complete = [trial for trial in search.arms.known() if trial.state.name == "COMPLETE"]
     assert {trial.user_attrs.get("arm") for trial in complete} >= records.keys()
+
+
+def test_an_order_carries_values_at_rungs_alone(tmp_path: Path) -> None:
+    """Halving by 2 from epoch 1, two epochs: epoch 1 is the only rung; without halving nothing is carried."""
+    for name in ("halved", "plain"):
+        (tmp_path / name).mkdir()
+    halved = Search(tmp_path / "halved", halving={"eta": 2, "min_epochs": 1})
+    plain = Search(tmp_path / "plain")
+    for search, expected in ((halved, {1: [7.0]}), (plain, {})):
+        asked = search.cohort()
+        assert asked is not None
+        assert search.study.train.epochs == 2
+        for epoch in (1, 2):
+            values = [[asked[0].arm, 7.0 * epoch]]
+            search.searcher.on_trial_result("t0", {"epoch": epoch, "values": values})
+        order = search.searcher.suggest("t1")
+        assert jobs.read_job(Path(order["job"])).history == expected
+
+
+def test_a_cohort_that_is_over_leaves_no_meter(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    asked = search.cohort()
+    assert asked is not None
+    for name in ("c0000.0", "c0000.1", "c0001.0"):
+        progress.Meter(tmp_path, name)("arms", 1, 2)
+    search.end(0, asked)
+    assert set(progress.read(tmp_path)) == {"c0001.0"}
+
+
+def test_the_best_so_far_is_that_of_full_budget(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    for trial, objective in enumerate((40.0, 60.0, 50.0)):
+        asked = search.cohort()
+        assert asked is not None
+        search.end(trial, asked, objective)
+    assert search.searcher.best == 60.0
+    assert Search(tmp_path).searcher.best == 60.0
+    assert (
+        ray_search.best_of([{"status": "pruned", "objective": 90.0}, {"status": "failed", "objective": None}])
+        is None
+    )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import comkd_ray
-from comkd_ray import study_file
+from comkd_ray import bank, study_file
 from comkd_ray.bank import CENTER, pixels_of
 from comkd_ray.cohort import Arm
 from comkd_ray.config import Data, Study
@@ -174,6 +174,25 @@ def test_views_of_a_batch_are_decoded_once(tmp_path: Path, decoded: list[str]) -
         files.take(rows(1, 5))
     files.take(rows(5, 1))
     assert len(decoded) == 4
+
+
+def test_a_bank_decodes_each_image_once_for_all_views(
+    tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six images of ten in batches of four; each batch is asked for under three views."""
+    monkeypatch.setattr(bank, "BATCH", 4)
+    files = streamed(photographs(tmp_path / "set"), tmp_path)
+
+    def encode(images: NDArray[np.int64], view: int) -> torch.Tensor:
+        return pixels_of(files, images, view, 8, CPU).flatten(1)
+
+    images = rows(1, 2, 4, 5, 7, 9)
+    made = bank.build_bank(("x",), encode, images, [1, 2, 3], tmp_path, silent, expect=files.expect)
+    assert sorted(decoded) == [f"{image}.png" for image in images]
+    store = open_store(photographs(tmp_path / "set"), SIDE, tmp_path, silent)
+    for slot in range(3):
+        said = pixels_of(store, images, slot + 1, 8, CPU).flatten(1).half().float()
+        assert torch.equal(made.take(slot, images, CPU), said)
 
 
 def test_what_nobody_expected_disturbs_nothing(tmp_path: Path, decoded: list[str]) -> None:

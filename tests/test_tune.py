@@ -25,6 +25,7 @@ import pytest
 from comkd_ray import cluster, prepare, results, study_file
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
+from comkd_ray.cohort_size import read_memory
 from comkd_ray.config import Compute
 from comkd_ray.errors import UserError
 from comkd_ray.material import write_card
@@ -185,6 +186,29 @@ def test_a_study_goes_from_file_to_report(world: Path, tmp_path: Path) -> None:
     assert provenance["stages"].keys() >= {"pixels", "teacher", "bank", "search"}
     assert not (run / "ray").exists()
     study_file.load(run / "study.yaml")
+
+
+def test_memory_is_probed_where_arms_run_and_sizes_the_cohorts(world: Path, tmp_path: Path) -> None:
+    """With streamed images; the driver reads what the preparing worker measured, and writes down why."""
+    outer.write_yaml(tmp_path / "tiny.yaml", outer.tree(world))
+    auto = ["--set", "search.arms_per_trial=auto", "--set", "data.pixels=stream"]
+    ended = outer.comkd(["tune", "tiny.yaml", "--json", *auto], world / "cache", tmp_path)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    run = tmp_path / "reports" / "tiny"
+    memory = read_memory(run)
+    assert memory is not None
+    assert memory.fits_more
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["data"]["pixels"] == "streamed"
+    chosen = provenance["arms_per_trial"]
+    assert "probed on" in chosen["because"]
+    assert chosen["because"] in ended.stdout
+    assert chosen["because"].split(" (")[0] in (run / "report.html").read_text()
+    sizes = [len(json.loads(path.read_text())["arms"]) for path in sorted((run / "cohorts").iterdir())]
+    assert sizes[0] == chosen["auto"]
+    assert sum(sizes) == 4
+    assert results.read_arms(run)["status"].to_list() == ["complete"] * 4
 
 
 # Where arms run -----------------------------------------------------------------------------------
