@@ -161,9 +161,9 @@ ALLOWED = {
     "lineup": "cohort cohort_size config jobs plan study_file |",
     "forecast": "bank_store cluster cohort config errors jobs lineup plan probe simulate teacher train words"
     " | torch",
-    "study_run": "ablation budget cache cluster cohort_size config data.datasets errors growth jobs journal"
-    " ledger material optuna_search photographs plan prepare progress protocols provenance ray_train report"
-    " results search_space study_file study_life tune weights |",
+    "study_run": "ablation budget cache cluster cohort_size config data.datasets errors growth jobs"
+    " journal ledger material optuna_search photographs plan prepare progress protocols provenance"
+    " ray_train report results search_space study_file study_life tune weights |",
     "ablation_run": "ablation_plan cluster config designs errors joint_report ledger plan progress retune"
     " starting_point study_file study_life study_run words |",
     # measuring
@@ -187,8 +187,9 @@ ALLOWED = {
     " study_file |",
     "cli_data": "config data.datasets data.inspection data.splits errors exits progress |",
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
-    "cli": "__init__ budget cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster errors exits"
-    " forecast joint_report markdown plan progress report results run study_file study_life study_run |",
+    "cli": "__init__ budget cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster errors"
+    " exits forecast joint_report markdown plan progress report results run study_file study_life"
+    " study_run |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",
