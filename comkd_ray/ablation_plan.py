@@ -24,13 +24,11 @@ def describe(study: Study, cells: int, done: int, shared: Shared) -> list[tuple[
     block = study.ablate
     assert block is not None
     taken = shared.in_words(cells)
+    count = ("up to " if block.max_seeds is not None else "") + counted(cells, "arm")
     lines = [
         ("design", _design(study, block)),
         ("factors", "; ".join(f"{key}: {_listed(levels)}" for key, levels in block.factors.items())),
-        (
-            "cells",
-            counted(cells, "arm") + f", {done} with a record" * bool(done) + f"; {taken}" * bool(taken),
-        ),
+        ("cells", count + f", {done} with a record" * bool(done) + f"; {taken}" * bool(taken)),
         ("seeds", _seeds(block)),
         ("a seed varies", VARIES),
     ]

@@ -83,6 +83,7 @@ def test_until_decided_says_how_far_it_may_go(tmp_path: Path, world: Path) -> No
     said = ablate(tmp_path, world, "--dry-run", "--until-decided", "--max-seeds", "20").stdout
     assert "then one more at a time, where a claim is open, up to 20" in said
     assert "up to 20 seeds, 3 claims: every look counted" in said
+    assert "up to 80 arms" in said
 
 
 def test_a_file_that_can_be_tuned_is_ablated_beside_it(tmp_path: Path, world: Path) -> None:
