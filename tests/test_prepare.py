@@ -40,6 +40,7 @@ from comkd_ray.progress import Screen
 from comkd_ray.study_run import _Run
 from comkd_ray.teacher import imagenet_templates
 from comkd_ray.train import EpochReport, fit
+from comkd_ray.tune import UNLIMITED
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -236,7 +237,8 @@ def test_workers_that_prepare_are_those_that_fit_and_have_something_to_do(
     monkeypatch.setattr(bank_store, "SHARD", 1)
     monkeypatch.setattr(bank_store, "BATCH", 8)
     study = make_study({"data.views": 3} | compute)
-    assert _Run(study, cache, cache, Screen("quiet"), False, 0.0).preparers(slots) == workers
+    run = _Run(study, cache, cache, Screen("quiet"), False, 0.0, UNLIMITED, None)
+    assert run.preparers(slots) == workers
 
 
 def test_a_card_is_left_in_the_run_and_read_back(
