@@ -114,8 +114,10 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         self.cohorts: dict[str, dict[str, Asked]] = {}
         """Running cohorts by name: their arms that have not ended."""
         self.trials: dict[str, str] = {}
+        self.broken: list[list[Asked]] = []
+        """Arms that are to be tried again in smaller cohorts: their process died, every time."""
         self.lost = 0
-        """Arms whose process died, retries included."""
+        """Arms whose process died when they were alone, retries included."""
         longest = max(one.train.epochs for one in study_file.variants(study))
         rungs = rung_epochs(study.search.halving, longest)
         self.history: dict[int, dict[str, float]] = {rung: {} for rung in rungs}
@@ -140,13 +142,14 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
     @property
     def left(self) -> int:
         """Arms without a record: still to ask for, running, or lost."""
-        return self.arms.left() + sum(map(len, list(self.cohorts.values()))) + self.lost
+        held = [*self.cohorts.values(), *self.broken]
+        return self.arms.left() + sum(map(len, held)) + self.lost
 
     def suggest(self, trial_id: str) -> Any:
-        """The next cohort as a work order, or FINISHED."""
-        asked = self._collect()
+        """The next cohort as a work order, None for not yet, or FINISHED."""
+        asked = self.broken.pop() if self.broken else self._collect()
         if not asked:
-            return Searcher.FINISHED
+            return None if self.cohorts else Searcher.FINISHED  # one that runs may break, and come again
         name = f"c{self.count:04d}"
         self.count += 1
         self.cohorts[name] = {arm.arm: arm for arm in asked}
@@ -170,6 +173,7 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         """Arms of the next cohort: proposals that are known already are answered at once."""
         asked: list[Asked] = []
         running = {arm for cohort in self.cohorts.values() for arm in cohort}
+        running |= {one.arm for cohort in self.broken for one in cohort}
         self.stopped = None
         size = min(self.size, self.again or self.size)
         while len(asked) < size and self.arms.left():
@@ -207,15 +211,20 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
             self.history[epoch][arm] = value
 
     def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
-        """The cohort is over. Arms without a record were lost with their process: `--resume` asks again.
+        """The cohort is over. Arms without a record were lost with their process.
 
-        To Optuna they stay RUNNING until then, so this run does not try them for ever.
+        One of them may have broken it: halves are tried again, so that no other arm is lost with that one.
+        An arm whose process died although it was alone stays RUNNING to Optuna; `--resume` asks for it again.
         """
         name = self.trials.pop(trial_id)
         cohort = self.cohorts.pop(name)
         ended = [arm for arm in cohort if read_records(self.run, arm)]
         self._settle(cohort, ended)
-        self.lost += len(cohort)
+        rest = list(cohort.values())
+        if error and len(rest) > 1:
+            self.broken += [rest[::2], rest[1::2]]
+        else:
+            self.lost += len(rest)
         progress.clear(self.run, name)
 
     def _settle(self, cohort: dict[str, Asked], arms: list[str]) -> None:

@@ -36,7 +36,7 @@ class Search:
     def cohort(self) -> list[jobs.Asked] | None:
         """Arms of the next cohort; None where the search is over."""
         order = self.searcher.suggest(f"t{self.cohorts}")
-        if order == Searcher.FINISHED:
+        if order is None or order == Searcher.FINISHED:
             return None
         self.cohorts += 1
         return list(jobs.read_job(Path(order["job"])).arms)
@@ -312,3 +312,26 @@ def test_kills_change_no_arm_and_no_state(tmp_path: Path, sampler: str) -> None:
     undisturbed = ended(tmp_path / "one", kills=False)
     assert len(undisturbed) == 18
     assert ended(tmp_path / "two", kills=True) == undisturbed
+
+
+def test_a_cohort_that_breaks_its_process_is_tried_again_in_halves(tmp_path: Path) -> None:
+    """Of three arms the second kills its process whenever it is there; only that one is lost."""
+    search = Search(tmp_path, arms=3)
+    asked = search.cohort()
+    assert asked is not None
+    breaker, tried = asked[1].arm, []
+    while asked is not None:
+        assert search.searcher.suggest("more") is None, "another cohort runs: not yet, and not never"
+        tried.append([one.arm for one in asked])
+        trial = f"t{search.cohorts - 1}"
+        if breaker in tried[-1]:
+            search.searcher.on_trial_complete(trial, error=True)
+        else:
+            search.end(search.cohorts - 1, asked)
+        asked = search.cohort()
+    whole = tried[0]
+    assert tried[1:] == [[breaker], [whole[0], whole[2]]]
+    assert (search.searcher.lost, search.searcher.left) == (1, 1)
+    assert results.read_records(tmp_path).keys() == set(whole) - {breaker}
+    again = Search(tmp_path, arms=3)
+    assert [one.arm for one in again.cohort() or ()] == [breaker]

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import outer
+import psutil
 import pytest
 
 from comkd_ray import cluster, prepare, results, study_file
@@ -28,6 +29,7 @@ from comkd_ray.ablation import GridArms
 from comkd_ray.cohort_size import read_memory
 from comkd_ray.config import Compute
 from comkd_ray.errors import UserError
+from comkd_ray.jobs import read_job
 from comkd_ray.material import write_card
 from comkd_ray.optuna_search import open_journal
 
@@ -103,6 +105,7 @@ class Driver:
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self.pool = pool
         self.address: str = self.run(start_ray)
+        self.cpus: float = self.run(cluster.free_cpus)[1]
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.pool.submit(function, *args, **kwargs).result(outer.PATIENCE)
@@ -293,6 +296,47 @@ def test_a_killed_driver_loses_nothing(world: Path, tmp_path: Path, driver: Driv
     complete = {one.user_attrs["arm"]: one.value for one in asked if one.state.name == "COMPLETE"}
     sound = arms.filter(arms["status"] == "complete")
     assert complete == dict(zip(sound["arm"], sound["val_harmonic_mean"], strict=True))
+
+
+def kill_actors_of(victim: int, run: Path) -> bool:
+    """Kill the process of the latest cohort, if the arm of this seed is in it and it has begun."""
+    orders = sorted((run / "cohorts").glob("*.json"))
+    if not orders or not (run / "progress" / f"{orders[-1].stem}.0.json").exists():
+        return False
+    if all(one.overrides["train.seed"] != victim for one in read_job(orders[-1]).arms):
+        return False
+    actors = [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if "ray::ImplicitFunc" in (one.info["cmdline"] or [""])[0]
+    ]
+    for actor in actors:
+        actor.kill()
+    return bool(actors)
+
+
+def test_arms_that_break_harm_no_other(world: Path, tmp_path: Path, driver: Driver) -> None:
+    """One diverges, one asks for 192 GB, the process of one dies whenever that arm is in it."""
+    base = {"train.epochs": 2, "train.lr": 0.02, "student.prompt_length": 2}
+    breaking = [{"train.epochs": 10**6}, {"train.lr": 1e30}, {"student.prompt_length": 10**9}]
+    arms = [base | over | {"train.seed": seed} for seed, over in enumerate([*breaking, {}, {}, {}])]
+    search = {"sampler": "list", "arms_per_trial": 6, "first": arms}
+    compute = {"cpus": driver.cpus, "retries": 0}
+    outer.write_yaml(tmp_path / "tiny.yaml", outer.tree(world, search, compute=compute))
+    words, run = ["tune", "tiny.yaml", "--quiet", "--address", driver.address], tmp_path / "reports" / "tiny"
+    process, kills = outer.start(words, world / "cache", tmp_path, **cluster.LOCAL), 0
+    while process.poll() is None:
+        kills += kill_actors_of(0, run)
+        time.sleep(0.3)
+    assert process.returncode == 3, process.communicate()
+    assert kills >= 2
+    found = results.read_arms(run)
+    assert dict(zip(found["seed"], found["status"], strict=True)) == {
+        1: "failed", 2: "failed", 3: "complete", 4: "complete", 5: "complete",
+    }  # fmt: skip
+    errors = [error or "" for error in found.sort("seed")["error"]]
+    assert errors[0] == "loss is not finite in epoch 2"
+    assert "memory" in errors[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
