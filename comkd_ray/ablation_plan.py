@@ -63,8 +63,8 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(shown, values))
 
 
-def can_find(study: Study, foretold: planner.Plan | None) -> str:
-    """What the seeds can show. foretold: by `plan.reach_of`, which counts a claim for every other setting."""
+def can_find(study: Study) -> str:
+    """What the seeds can show."""
     block = study.ablate
     assert block is not None
     claims = claims_of(study)
@@ -74,9 +74,7 @@ def can_find(study: Study, foretold: planner.Plan | None) -> str:
         if fewest > block.max_seeds:
             return f"{words}; nothing can be decided, {fewest} seeds could"
         return f"{words}; a claim whose differences are all alike is decided after {fewest} seeds"
-    if block.design == "fractional":
-        foretold = planner.plan(len(block.first_seeds), claims)
-    return planner.foretell(foretold) if foretold is not None else "nothing: there is one setting"
+    return planner.foretell(planner.plan(len(block.first_seeds), claims))
 
 
 def claims_of(study: Study) -> int:

@@ -20,7 +20,7 @@ from comkd_ray.designs import (
 )
 from comkd_ray.errors import UserError
 from comkd_ray.ledger import foretell_shared
-from comkd_ray.plan import count_arms, reach_of
+from comkd_ray.plan import count_arms
 from comkd_ray.progress import Screen
 from comkd_ray.retune import Tuning, tunings
 from comkd_ray.starting_point import remarks, start_from
@@ -55,7 +55,7 @@ class Ablation:
             lines += [("starts with", line) for line in remarks(self.study, self.source)]
         if self.searches:
             lines.append(("re-tuned first", retune.in_words(self.searches)))
-        return [*lines, ("can find", can_find(self.compiled, reach_of(self.compiled)))]
+        return [*lines, ("can find", can_find(self.compiled))]
 
 
 def open_ablations(study: Study, origin: str, reports: Path, source: Path | None) -> list[Ablation]:
@@ -83,6 +83,7 @@ def open_ablation(study: Study, origin: str, run: Path, source: Path | None) -> 
     assert started.ablate is not None
     budget = started.ablate.retune
     searches = [] if budget is None else tunings(started, run, budget, origin)
+    retune.check_begun(searches)
     return Ablation(run, origin, started, compiled, searches, source)
 
 

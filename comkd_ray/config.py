@@ -14,6 +14,8 @@ from pydantic import Field, field_validator, model_validator
 from comkd_ray.search_space import Dimension, Scalar, Section, count, spread
 
 SEEDS = 2**31
+MOST_SEEDS = 1000
+"""Seeds of an ablation that are taken for meant."""
 
 
 DataSet = Literal[
@@ -265,7 +267,7 @@ class Ablate(Section):
     """
     material: str | None = None
     """Set in the run directory of one of them: which."""
-    max_seeds: int | None = Field(None, ge=2)
+    max_seeds: int | None = Field(None, ge=2, le=MOST_SEEDS)
     """Set by `--until-decided`: claims that are open after `seeds` get more, up to so many."""
     start: str | None = None
     """Set by `--from`: run and arm whose searched values are this study's own."""
@@ -292,7 +294,11 @@ class Ablate(Section):
 
     @model_validator(mode="after")
     def _two_seeds(self) -> Ablate:
+        if isinstance(self.seeds, int) and self.seeds > MOST_SEEDS:
+            raise ValueError(f"seeds: {self.seeds:,} are more than {MOST_SEEDS:,}")
         seeds = self.first_seeds
+        if self.max_seeds is not None and self.max_seeds < len(seeds):
+            raise ValueError(f"max_seeds: {self.max_seeds} are fewer than the {len(seeds)} of seeds")
         if len(seeds) < 2 or len(set(seeds)) < len(seeds):
             raise ValueError("seeds: a test needs two seeds or more, and none twice")
         if not all(0 <= seed < SEEDS for seed in (*seeds, *self.seed_values)):
@@ -306,8 +312,11 @@ class Ablate(Section):
 
     @property
     def first_seeds(self) -> tuple[int, ...]:
-        """Values of train.seed that every setting is trained with."""
-        return tuple(range(1, self.seeds + 1)) if isinstance(self.seeds, int) else self.seeds
+        """Values of train.seed that every setting is trained with, in ascending order as in the report.
+
+        The p of a wager depends on the order: it is one everywhere.
+        """
+        return tuple(range(1, self.seeds + 1)) if isinstance(self.seeds, int) else tuple(sorted(self.seeds))
 
     @property
     def seed_values(self) -> tuple[int, ...]:

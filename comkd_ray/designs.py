@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from comkd_ray.arms import METHOD_KEYS, METHODS, SEED, method_of
-from comkd_ray.config import Ablate, Study
+from comkd_ray.config import MOST_SEEDS, Ablate, Study
 from comkd_ray.errors import UserError
 from comkd_ray.fractional import FEWEST, fraction
 from comkd_ray.search_space import Overrides, Scalar
@@ -100,6 +100,8 @@ def until_decided(study: Study, origin: str, max_seeds: int | None) -> Study:
         raise UserError(
             f"{origin}: --max-seeds {max_seeds}: ablate.seeds are {len(block.first_seeds)} already"
         )
+    if max_seeds > MOST_SEEDS:
+        raise UserError(f"{origin}: --max-seeds {max_seeds}: more than {MOST_SEEDS:,}")
     if block.design == "fractional":
         raise UserError(f"{origin}: --until-decided: the effects of a fraction need all its settings")
     return with_block(study, max_seeds=max_seeds)
@@ -113,12 +115,19 @@ def with_block(study: Study, **changes: Any) -> Study:
 
 def keep_begun(study: Study, begun: Study | None) -> Study:
     """The study with what it began with: having looked at seeds, it cannot go back to a fixed n, and cells
-    at re-tuned values stay part of it.
+    at re-tuned values stay part of it. UserError where seeds are gone.
     """
     before = begun.ablate if begun is not None else None
     if before is None or study.ablate is None:
         return study
+    if gone := sorted(set(before.first_seeds) - set(study.ablate.first_seeds)):
+        raise UserError(
+            f"ablate.seeds: this ablation has begun with seed {gone[0]} too; seeds may grow, not go:"
+            " --set study=NAME begins another"
+        )
     most = max(before.max_seeds or 0, study.ablate.max_seeds or 0) or None
+    if most is not None:
+        most = max(most, len(study.ablate.first_seeds))
     kept = {"max_seeds": most, "retune": study.ablate.retune or before.retune, "retuned": before.retuned}
     return with_block(study, **kept)
 

@@ -72,9 +72,17 @@ class Findings(NamedTuple):
     """Arms of each flag of `collapse.py`, in the order of `number`; flags without an arm are left out."""
 
 
-def findings(arms: pl.DataFrame, enumerated: bool | None = None, rule: Rule = FIXED) -> Findings:
-    """Sum up the `arms` table. `enumerated` is search.is_enumerated, None where the study file is gone."""
-    scores = scores_of(arms)
+def findings(
+    arms: pl.DataFrame,
+    enumerated: bool | None = None,
+    rule: Rule = FIXED,
+    fixed: pl.DataFrame | None = None,
+) -> Findings:
+    """Sum up the `arms` table. `enumerated` is search.is_enumerated, None where the study file is gone.
+
+    fixed: the arms that are paired by seed, those at fixed knobs; None for all.
+    """
+    scores, fixed = scores_of(arms), arms if fixed is None else fixed
     counts = {status: len(rows) for (status,), rows in arms.group_by("status")}
     best = best_arm(arms)
     baseline = module_cells(arms)[0] if has_modules(arms) else PROMPTKD
@@ -91,7 +99,7 @@ def findings(arms: pl.DataFrame, enumerated: bool | None = None, rule: Rule = FI
         baseline=baseline,
         off=best_off,
         off_arms=len(full_budget(off)),
-        paired=paired_by_seed(arms, scores.headline, rule) if is_seeded_grid(arms, enumerated) else [],
+        paired=paired_by_seed(fixed, scores.headline, rule) if is_seeded_grid(fixed, enumerated) else [],
         seed_searched=SEED in searched_keys(arms),
         flagged=_flagged(arms),
     )

@@ -8,7 +8,6 @@ cell's record. Arms that halving pruned, or that failed, are nobody's.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +20,15 @@ from comkd_ray.material import read_card
 from comkd_ray.results import Row, write_record
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import TOWER
-from comkd_ray.weights import FOLDER as STUDENTS
+from comkd_ray.weights import copy_student
 from comkd_ray.words import counted
 
 TAKEN_FROM = "taken_from"
 """Column of a row that another run trained: that run's name."""
 MATERIAL = ("protocol", "selection", "data.", "source", "teacher.", *TOWER)
 """Keys that decide about images, teacher, banks and the frozen tower."""
+PIXELS = ("data.pixels", "source.pixels")
+"""But these: stored or streamed, the numbers are the same."""
 
 
 class Shared(NamedTuple):
@@ -88,8 +89,7 @@ def take_shared(study: Study, run: Path, identity: str) -> Shared:
         row: Row = record["arm"]
         asked = asked_columns(study, row["cohort"], Asked(arm, numbers[arm], cells[arm]))
         origin = row.get(TAKEN_FROM) or other.name
-        if (other / STUDENTS / arm).is_dir():  # kept there: one of its best
-            shutil.copytree(other / STUDENTS / arm, run / STUDENTS / arm, dirs_exist_ok=True)
+        copy_student(other, run, arm)
         write_record(run, row | asked | {TAKEN_FROM: origin}, record["epochs"])
     return shared
 
@@ -111,7 +111,7 @@ def set_failed_aside(run: Path) -> int:
 def material_of(study: Study) -> dict[str, object]:
     """What decides about images, teacher, banks and the frozen tower, by dotted key."""
     flat = study_file.flatten(study.model_dump(mode="json"))
-    return {key: value for key, value in flat.items() if key.startswith(MATERIAL)}
+    return {key: value for key, value in flat.items() if key.startswith(MATERIAL) and key not in PIXELS}
 
 
 def _runs_beside(study: Study, run: Path) -> list[Path]:

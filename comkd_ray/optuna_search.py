@@ -142,7 +142,8 @@ class OptunaArms:
         """
         known = self.known()
         drawn = sum(LOST not in trial.user_attrs for trial in known)
-        self.optuna.sampler = samplers.make_sampler(self.study.search, self.study.search.seed + drawn)
+        search = self.study.search
+        self.optuna.sampler = samplers.make_sampler(search, samplers.draw_seed(search, drawn))
         if not any(trial.state == TrialState.WAITING for trial in known):
             self._enqueue_next(known)
         trial = self.optuna.ask()
@@ -209,9 +210,9 @@ class OptunaArms:
             if record is not None and not trial.state.is_finished():
                 self._complete(trial, record)
         self._add_lost(records)
-        if not any(ORIGIN in trial.user_attrs and OWNER not in trial.user_attrs for trial in self.known()):
-            for record in self.told:
-                self._add(record, {})
+        heard = sum(ORIGIN in one.user_attrs and OWNER not in one.user_attrs for one in self.known())
+        for record in self.told[heard:]:  # a kill may have come between two of them
+            self._add(record, {})
         again = sum([self._give_up(trial, records) for trial in self.known()])
         owned = {trial.user_attrs.get(OWNER) for trial in self.known()} | records.keys()
         lost = [overrides for arm, overrides in self.ordered.items() if arm not in owned]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from comkd_ray.errors import UserError
@@ -13,8 +14,8 @@ def free_place(run: Path, name: str) -> Path:
     """A path in the quarantine that nothing has yet; the folder is made."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    count = sum(path.name == name or path.name.startswith(f"{name}.") for path in folder.iterdir())
-    return folder / (name if count == 0 else f"{name}.{count}")
+    places = (folder / (f"{name}.{count}" if count else name) for count in itertools.count())
+    return next(place for place in places if not place.exists())
 
 
 def set_aside(run: Path, path: Path) -> Path:

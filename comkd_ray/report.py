@@ -56,7 +56,8 @@ def build(run: Path) -> Path:
 
 def page(run: Run) -> str:
     """The whole document."""
-    found, rows = findings(run.arms, run.enumerated, run.rule), reference_rows(run.arms, run.study)
+    found = findings(run.arms, run.enumerated, run.rule, run.fixed)
+    rows = reference_rows(run.arms, run.study)
     sections = [
         _headline(run, found),
         _references(run, rows),

@@ -3,7 +3,8 @@
 Each setting has an Optuna study and a run directory of its own, `reports/<name>/retune/<setting>/`: its
 factors fixed, N arms of the file's `search`, the first of them the study's own values. So nobody starts
 blind, and nobody ends below its fixed knobs on the score that chooses. The seed of these arms is none of the
-ablation's: its noise is not chosen for. Then the ablation compares settings at fixed and at re-tuned values.
+ablation's, nor one that it grows to: its noise is not chosen for. Then the ablation compares settings at
+fixed and at re-tuned values.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import NamedTuple
 
 from comkd_ray import search_space, study_file
 from comkd_ray.arms import SEED
-from comkd_ray.config import Study
+from comkd_ray.config import SEEDS, Study
 from comkd_ray.designs import block_of, settings
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
 from comkd_ray.results import ranked, read_records
 from comkd_ray.search_space import Dimension, Overrides, Scalar, Space
+from comkd_ray.study_life import changes, has_begun
 from comkd_ray.words import counted, shown
 
 FOLDER = "retune"
@@ -63,11 +65,34 @@ def tunings(study: Study, run: Path, arms: int, origin: str) -> list[Tuning]:
         raise UserError(
             f"{origin}: search: --retune asks a sampler over search.space, such as tpe; here is none"
         )
-    seed = next(number for number in range(len(block.seed_values) + 1) if number not in block.seed_values)
+    seed = next(one for one in (0, *range(SEEDS - 1, 0, -1)) if one not in block.seed_values)
     return [
         _tuning(study, setting, run / FOLDER / _slug(place, setting), arms, seed, origin)
         for place, setting in enumerate(settings(study))
     ]
+
+
+def check_begun(searches: list[Tuning]) -> None:
+    """Refuse to go on with searches that began otherwise: with another seed, other own values, more arms.
+
+    They would not be of these settings, of equal budget, or blind to the ablation's seeds. UserError.
+    """
+    for one in searches:
+        if one.study is None or not has_begun(one.run):
+            continue
+        before = study_file.load(one.run / "study.yaml")
+        changed = changes(before, one.study)
+        if changed:
+            raise UserError(
+                f"{one.run}: this re-tuning has begun with other values of {', '.join(changed)};"
+                " --set study=NAME begins another ablation"
+            )
+        spent, asked = before.search.arms or 0, one.study.search.arms or 0
+        if spent > asked:
+            raise UserError(
+                f"{one.run}: --retune {asked}: this setting was given {spent} arms already, and all settings"
+                f" get the same; --retune {spent} goes on"
+            )
 
 
 def _tuning(study: Study, setting: Overrides, run: Path, arms: int, seed: int, origin: str) -> Tuning:

@@ -57,9 +57,9 @@ class Run(NamedTuple):
 
     @property
     def trained(self) -> pl.DataFrame:
-        """Arms that were trained, and paid for, in this run: without those taken from another."""
-        taken = "taken_from" in self.arms.columns
-        return self.arms.filter(pl.col("taken_from").is_null()) if taken else self.arms
+        """Arms that were trained, and paid for, in this run: without those of another, taken or forked."""
+        others = [key for key in ("taken_from", "from") if key in self.arms.columns]
+        return self.arms.filter(pl.all_horizontal(pl.col(others).is_null())) if others else self.arms
 
     @property
     def data(self) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
@@ -57,6 +58,11 @@ def make_sampler(search: Search, seed: int) -> BaseSampler:
         if search.sampler == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=generation(search), seed=seed)
         return optuna.samplers.RandomSampler(seed=seed)
+
+
+def draw_seed(search: Search, drawn: int) -> int:
+    """The seed of draw number `drawn`: unlike `search.seed + drawn`, of two searches none has the other's."""
+    return int(np.random.SeedSequence((search.seed, drawn)).generate_state(1)[0])
 
 
 def generation(search: Search) -> int:

@@ -64,6 +64,10 @@ def remarks(study: Study, source: Path) -> list[str]:
     other = study_file.flatten(study_file.load(source / "study.yaml").model_dump(mode="json"))
     row = read_records(source)[(study.ablate.start or "").partition("/")[2]]["arm"]
     lines = []
+    if row.get(SEED) in study.ablate.seed_values:
+        lines.append(
+            f"seed {row[SEED]} chose this arm and is one of the ablation's: its noise was chosen, too"
+        )
     own = study_file.flatten(study.model_dump(mode="json"))
     kept = [
         f"{key} {shown(own[key])} (there {shown(other[key])})"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from comkd_ray.material import Card, read_card
 from comkd_ray.protocols import objective_of
 from comkd_ray.results import Row, read_records, write_atomic, write_record
 from comkd_ray.search_space import Overrides, Scalar
-from comkd_ray.weights import FOLDER as STUDENTS
+from comkd_ray.weights import copy_student
 
 FILE = "fork.json"
 FREE = (
@@ -55,9 +54,7 @@ def check_run(study: Study, run: Path, resume: bool) -> None:
         raise UserError(
             f"{run}: this study has begun; add --resume to go on, or --set study=NAME for another"
         )
-    keys = [key for key, _, _ in differences(study_file.load(run / "study.yaml"), study)]
-    free = FREE if study.ablate is None else FREE + GROWS
-    changed = sorted(key for key in keys if not key.startswith(free))
+    changed = changes(study_file.load(run / "study.yaml"), study)
     if changed and study.ablate is not None:
         raise UserError(
             f"{run}: this ablation has begun with other values of {', '.join(changed)};"
@@ -68,6 +65,12 @@ def check_run(study: Study, run: Path, resume: bool) -> None:
             f"{run}: --resume goes on with the same study, but {', '.join(changed)} changed;"
             " --fork NAME makes another of it"
         )
+
+
+def changes(old: Study, new: Study) -> list[str]:
+    """Keys that differ and may not, where a study goes on."""
+    free = FREE if new.ablate is None else FREE + GROWS
+    return sorted(key for key, _, _ in differences(old, new) if not key.startswith(free))
 
 
 def differences(old: Study, new: Study) -> list[tuple[str, Any, Any]]:
@@ -172,7 +175,7 @@ def take_over(study: Study, run: Path, card: Card, identify: Callable[[Overrides
         moved = {**row, "number": copied, "from": name, "searched": sorted(point)}
         if identify(point) == row["arm"]:
             write_record(run, moved, record["epochs"])
-            _copy_student(origin, run, row["arm"])
+            copy_student(origin, run, row["arm"])
             copied += 1
         elif not study.search.is_enumerated:
             kept.append({"arm": moved, "epochs": record["epochs"]})
@@ -198,12 +201,6 @@ def _identity(run: Path) -> str | None:
         return read_card(run).identity
     except UserError:
         return None
-
-
-def _copy_student(origin: Path, run: Path, arm: str) -> None:
-    source = origin / STUDENTS / arm
-    if (source / "student.json").exists():
-        shutil.copytree(source, run / STUDENTS / arm, dirs_exist_ok=True)
 
 
 def _read(run: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ reports/<study>/students/<arm>/student.json           the arm's study and the cl
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from comkd_ray.results import Row, ranked, write_atomic
 from comkd_ray.student import StudentCohort
 
 FOLDER = "students"
+FILES = ("student.safetensors", "student.json")
 KEPT = 3  # best arms of a study whose weights stay on disk
 
 
@@ -74,6 +76,15 @@ def load_student(folder: Path, device: torch.device | None = None) -> TrainedStu
     cohort = StudentCohort([study], clip, state.pop("text").to(device))
     cohort.load_state(0, state)
     return TrainedStudent(clip, cohort.eval(), tuple(card["classes"]))
+
+
+def copy_student(origin: Path, run: Path, arm: str) -> None:
+    """Take a student over from another run, if it is there, whole: that run may be deleting it just now."""
+    source, target = origin / FOLDER / arm, run / FOLDER / arm
+    with contextlib.suppress(OSError):  # not kept there, or gone meanwhile
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    if not all((target / name).exists() for name in FILES):
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def keep_best(run: Path, records: Mapping[str, Row], everything: bool = False) -> None:

@@ -225,11 +225,12 @@ def test_arms_of_another_run_are_not_counted_as_time_spent_here(tmp_path: Path) 
     one = ablation("add_one_in", FLAGS)
     run = run_of(tmp_path, one)
     spent = float(run.arms["seconds"].sum())
-    for record in list(results.read_records(tmp_path).values())[:4]:
-        results.write_record(tmp_path, record["arm"] | {"taken_from": "before"}, record["epochs"])
+    for place, record in enumerate(list(results.read_records(tmp_path).values())[:4]):
+        origin = {"taken_from": "before"} if place else {"from": "before"}  # of a fork
+        results.write_record(tmp_path, record["arm"] | origin, record["epochs"])
     results.compact(tmp_path)
     again = read(tmp_path)
-    kept = again.arms.filter(again.arms["taken_from"].is_null())
+    kept = again.arms.filter(again.arms["taken_from"].is_null(), again.arms["from"].is_null())
     assert len(kept) == len(run.arms) - 4
     assert again.trained.equals(kept)
     assert float(again.trained["seconds"].sum()) < spent

@@ -16,6 +16,7 @@ from comkd_ray.designs import (
     claim_pairs,
     compile_study,
     count_settings,
+    keep_begun,
     run_name,
     settings,
     until_decided,
@@ -233,6 +234,33 @@ def test_until_decided_needs_room_for_more_seeds_and_settings_to_compare() -> No
             until_decided(one, "x", most)
     with pytest.raises(UserError, match="effects of a fraction"):
         until_decided(study("fractional", SEVEN), "x", 9)
+
+
+def test_seeds_that_a_command_adds_may_pass_those_that_open_claims_could() -> None:
+    """Nine were the most; with twelve in the file all twelve count, in p too."""
+    begun = until_decided(study("factorial", FLAGS, seeds=8), "x", 9)
+    kept = keep_begun(study("factorial", FLAGS, seeds=12), begun)
+    assert kept.ablate is not None
+    assert kept.ablate.max_seeds == 12
+    assert kept.ablate.seed_values == tuple(range(1, 13))
+    with pytest.raises(UserError, match="has begun with seed 3 too; seeds may grow, not go"):
+        keep_begun(study("factorial", FLAGS, seeds=2), begun)
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"seeds": 10**9}, "seeds: 1,000,000,000 are more than 1,000"),
+        ({"seeds": 8, "max_seeds": 7}, "max_seeds: 7 are fewer than the 8 of seeds"),
+        ({"seeds": 8, "max_seeds": 10**9}, "ablate.max_seeds: input should be less than or equal to 1000"),
+    ],
+)
+def test_seeds_that_nobody_means_are_refused_before_they_are_counted(block: Tree, words: str) -> None:
+    tree = outer.tree(Path("/world")) | {"ablate": {"design": "factorial", "factors": FLAGS} | block}
+    with pytest.raises(UserError, match=words):
+        study_file.build(tree, "tiny.yaml")
+    with pytest.raises(UserError, match="--max-seeds 1001: more than 1,000"):
+        until_decided(study("factorial", FLAGS), "x", 1001)
 
 
 def test_tune_leaves_the_block_alone_and_wants_a_space() -> None:

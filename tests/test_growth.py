@@ -23,7 +23,7 @@ FLAGS: Tree = {"student.ifalign": [False, True], "student.edu_attention": [False
 SCORE = "test_harmonic_mean"
 
 
-def ablation(design: str, seeds: int, most: int | None) -> Study:
+def ablation(design: str, seeds: Any, most: int | None) -> Study:
     tree = outer.tree(Path("/world"))
     del tree["search"]
     one = study_file.build(
@@ -115,6 +115,14 @@ def test_the_last_seed_ends_it() -> None:
     records, _ = run(ablation("add_one_in", 2, 5), lambda cell, seed: 80 + (cell != "00") * noise(seed))
     assert {arm.split("/")[1] for arm in records} == set("12345")
     assert len(records) == 3 * 5
+
+
+def test_the_order_of_seeds_is_that_of_the_report_however_they_are_written() -> None:
+    """p depends on the order, and a report sorts by seed: a claim is open in both or in none."""
+    listed = ablation("add_one_in", [9, 2, 5, 1], 12)
+    assert listed.ablate is not None
+    assert listed.ablate.first_seeds == (1, 2, 5, 9)
+    assert listed.ablate.seed_values == (1, 2, 5, 9, *range(10, 18))
 
 
 def test_a_killed_command_comes_to_the_same_decisions() -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from comkd_ray import results, study_file
 from comkd_ray.config import Study
-from comkd_ray.designs import compile_study
+from comkd_ray.designs import compile_study, with_block
 from comkd_ray.errors import UserError
 from comkd_ray.ledger import TAKEN_FROM, arms_of, find_shared, foretell_shared, set_failed_aside, take_shared
 from comkd_ray.material import Card, write_card
 from comkd_ray.starting_point import remarks, start_from
+from comkd_ray.weights import FILES
 
 Tree = dict[str, Any]
 FLAGS: Tree = {"student.ifalign": [False, True], "student.edu_attention": [False, True]}
@@ -69,7 +70,9 @@ def test_cells_of_an_earlier_study_are_taken_with_where_they_come_from(tmp_path:
     one, run = ablation(), tmp_path / "tiny-ablate"
     kept = next(iter(records))
     (before / "students" / kept).mkdir(parents=True)
-    (before / "students" / kept / "card.json").write_text("its card")
+    for name in FILES:
+        (before / "students" / kept / name).write_text(f"its {name}")
+    (before / "students" / list(records)[1]).mkdir()  # that run is deleting it just now
     assert foretell_shared(one, run).in_words(16) == f"8 of 16 cells are taken from {tmp_path.name}/before"
     assert len(take_shared(one, run, "material").records) == 8
     taken, cells = results.read_records(run), arms_of(one, "material")
@@ -82,7 +85,9 @@ def test_cells_of_an_earlier_study_are_taken_with_where_they_come_from(tmp_path:
         assert row["searched"] == sorted(cells[arm])
         assert row["objective"] == records[arm]["arm"]["objective"]
     assert [path.name for path in (run / "students").iterdir()] == [kept]
-    assert (run / "students" / kept / "card.json").read_text() == "its card"
+    assert [(run / "students" / kept / name).read_text() for name in FILES] == [
+        f"its {name}" for name in FILES
+    ]
     assert take_shared(one, run, "material").records == {}
     assert foretell_shared(one, run).in_words(16) == ""
 
@@ -170,6 +175,20 @@ def test_an_ablation_starts_from_the_best_complete_arm(tmp_path: Path) -> None:
     lines = remarks(started, tmp_path / "before")
     assert lines[0] == "of this file, not of before: train.lr 0.03 (there 0.02)"
     assert lines[1].startswith("the best arm has student.ifalign off")
+
+
+def test_a_start_whose_seed_is_one_of_the_ablations_is_told(tmp_path: Path) -> None:
+    """That seed's noise was chosen for: seed 7 is none of 1 to 4, and one of 1 to 8."""
+    run = searched(tmp_path)
+    for count, is_told in ((4, False), (8, True)):
+        one = with_block(ablated(), seeds=count)
+        lines = remarks(start_from(one, run, None), run)
+        assert any(line.startswith("seed 7 chose this arm") for line in lines) == is_told
+
+
+def test_where_pixels_come_from_is_no_other_material(tmp_path: Path) -> None:
+    """Stored or streamed, an arm's numbers are the same."""
+    assert start_from(ablated(data={"pixels": "stream"}), searched(tmp_path), None).loss.temperature == 2.0
 
 
 def test_an_ablation_that_has_begun_goes_on_from_the_same_arm(tmp_path: Path) -> None:

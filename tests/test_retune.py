@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,23 @@ import fake_run
 import outer
 import pytest
 
-from comkd_ray import results, study_file
-from comkd_ray.arms import SEED
+from comkd_ray import planner, results, study_file
+from comkd_ray.ablation_plan import can_find
+from comkd_ray.arms import SEED, method_of
 from comkd_ray.config import Study
 from comkd_ray.designs import compile_study, settings, with_block
 from comkd_ray.errors import UserError
+from comkd_ray.findings import findings, sentences
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.pairing import FIXED, Rule
 from comkd_ray.report import page
-from comkd_ray.retune import in_words, tunings
+from comkd_ray.retune import check_begun, in_words, tunings
 from comkd_ray.retuned import fixed_arms, side_by_side
 from comkd_ray.retuned_plots import retuned_plot
 from comkd_ray.run import read
 
 Tree = dict[str, Any]
+SCORE = "test_harmonic_mean"
 FLAGS: Tree = {"student.ifalign": [False, True], "student.edu_attention": [False, True]}
 ALIGN: Tree = {"loss.align_weight": {"float": [0.1, 10.0], "log": True, "when": {"student.ifalign": True}}}
 
@@ -64,12 +68,12 @@ def test_a_key_without_effect_under_the_setting_is_no_knob() -> None:
 
 
 def test_every_search_has_the_same_budget_and_begins_at_the_studys_own_values(tmp_path: Path) -> None:
-    one = study(seeds=[0, 1, 5])
+    one = study(seeds=[0, 1, 2])
     for search in tunings(one, tmp_path, 5, "tiny.yaml"):
         own = search.study
         assert own is not None
         assert own.search.arms == 5
-        assert own.train.seed == 2  # none of the ablation's
+        assert own.train.seed == 2**31 - 1  # none of the ablation's, and 3 may become one
         assert own.ablate is None
         assert own.study == search.run.name
         assert search.run.parent == tmp_path / "retune"
@@ -80,6 +84,45 @@ def test_every_search_has_the_same_budget_and_begins_at_the_studys_own_values(tm
         assert first.overrides == {key: flat[key] for key in own.search.space}
         fixed = study_file.flatten(own.model_dump(mode="json"))
         assert {key: fixed[key] for key in FLAGS} == search.setting
+
+
+@pytest.mark.parametrize("seeds", [3, [1, 5], [0, 1, 2], [2**31 - 2, 0]])
+def test_the_seed_of_re_tuning_stays_apart_when_seeds_are_added(tmp_path: Path, seeds: Any) -> None:
+    found = set()
+    for most in (None, 4, 20) if seeds != [2**31 - 2, 0] else (None,):
+        block = with_block(study(seeds=seeds), max_seeds=most)
+        assert block.ablate is not None
+        own = tunings(block, tmp_path, 5, "x")[0].study
+        assert own is not None
+        assert own.train.seed not in block.ablate.seed_values
+        found.add(own.train.seed)
+    assert len(found) == 1
+
+
+def begun(run: Path, one: Study, arms: int) -> None:
+    """The directories that a command leaves which was cut off as soon as its searches had begun."""
+    for search in tunings(one, run, arms, "x"):
+        assert search.study is not None
+        search.run.mkdir(parents=True, exist_ok=True)
+        study_file.dump(search.study, search.run / "study.yaml")
+
+
+def test_searches_that_began_otherwise_are_refused_also_where_they_are_done(tmp_path: Path) -> None:
+    """Fewer arms would leave budgets unequal; a seed of theirs that is an ablation's was chosen for."""
+    one = study(seeds=[1, 2])
+    begun(tmp_path, one, 5)
+    check_begun(tunings(one, tmp_path, 5, "x"))
+    check_begun(tunings(one, tmp_path, 8, "x"))
+    with pytest.raises(
+        UserError, match=r"--retune 4: this setting was given 5 arms already.*--retune 5 goes on"
+    ):
+        check_begun(tunings(one, tmp_path, 4, "x"))
+    for other, key in (
+        (study(seeds=[0, 1, 2]), "train.seed"),
+        (study_file.resolve(one, {"loss.temperature": 2.0}), "loss.temperature"),
+    ):
+        with pytest.raises(UserError, match=rf"has begun with other values of {key}; --set study=NAME"):
+            check_begun(tunings(other, tmp_path, 5, "x"))
 
 
 def test_what_a_search_found_is_its_best_complete_arm(tmp_path: Path) -> None:
@@ -147,9 +190,8 @@ def test_effects_at_fixed_and_at_re_tuned_knobs_stand_side_by_side(tmp_path: Pat
         "PromptKD + IFAlign",
         "ComKD-CLIP",
     ]
-    score = "test_harmonic_mean"
     rows = {
-        (r["student.ifalign"], r["student.edu_attention"], r["loss.temperature"], r[SEED]): r[score]
+        (r["student.ifalign"], r["student.edu_attention"], r["loss.temperature"], r[SEED]): r[SCORE]
         for r in table.iter_rows(named=True)
     }
     both = found.effects[-1]
@@ -164,6 +206,29 @@ def test_effects_at_fixed_and_at_re_tuned_knobs_stand_side_by_side(tmp_path: Pat
     words = page(read(run))
     assert "Fixed and re-tuned knobs, side by side" in words
     assert "<h2>Variants" not in words  # its arms differ by method and seed alone, at fixed knobs
+
+
+def test_methods_are_compared_at_fixed_knobs_where_re_tuning_came_later(tmp_path: Path) -> None:
+    """Arms of the first command do not name the knob: those at re-tuned values are averaged with none."""
+    one, arms = ablated()
+    for row, _ in arms:
+        if row["loss.temperature"] == 1.0:
+            row["searched"] = [key for key in row["searched"] if key != "loss.temperature"]
+    run = read(fake_run.write(tmp_path / "run", arms, one.model_dump(mode="json")))
+    found = findings(run.arms, run.enumerated, run.rule, run.fixed)
+    both = found.paired[-1]
+    score = {(method_of(row), row["loss.temperature"], row[SEED]): row[SCORE] for row, _ in arms}
+    assert both.differences == pytest.approx(
+        [score[(True, True, True), 1.0, s] - score[(True, False, False), 1.0, s] for s in (1, 2, 3, 4)]
+    )
+    assert sentences(found) != sentences(findings(run.arms, run.enumerated, run.rule))
+    assert all(html.escape(line) in page(run) for line in sentences(found))
+
+
+def test_claims_at_re_tuned_values_are_no_claims_at_fixed_ones() -> None:
+    """What the seeds can find is foretold for three claims, before and after re-tuning."""
+    one, _ = ablated()
+    assert can_find(one) == planner.foretell(planner.plan(4, 3))
 
 
 def test_two_kinds_of_knobs_are_two_families_by_the_rule_that_was_used(tmp_path: Path) -> None:

@@ -225,6 +225,15 @@ def test_sixteen_start_points_halve_every_range_and_every_pair_of_ranges_evenly(
     assert {quarters.count(one) for one in quarters} == {4}
 
 
+def test_a_search_with_the_next_seed_draws_no_arm_of_this_one(tmp_path: Path) -> None:
+    """Seeds that are counted on draw by draw would give the next search all arms but the first."""
+    drawn = []
+    for seed in (3, 4):
+        (tmp_path / str(seed)).mkdir()
+        drawn.append([one.overrides for one in cohort(opened(tmp_path / str(seed), "random", seed=seed), 8)])
+    assert not [one for one in drawn[0] if one in drawn[1]]
+
+
 def test_another_seed_has_other_start_points() -> None:
     space = space_of(a={"float": (0.0, 1.0)})
     found = {samplers.start_point(Search(arms=4, seed=seed, space=space), 0)["a"] for seed in range(5)}

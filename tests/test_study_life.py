@@ -16,6 +16,7 @@ from comkd_ray.errors import UserError
 from comkd_ray.material import Card, write_card
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.search_space import Overrides
+from comkd_ray.weights import FILES
 
 Tree = dict[str, Any]
 SMALL: Tree = {"student.alpha": {"choice": ["scalar", "vector"]}, "train.seed": {"choice": [1, 2, 3]}}
@@ -169,7 +170,8 @@ def test_the_same_arms_are_copied_and_not_trained_again(tmp_path: Path) -> None:
     old = run_arms(searched(tmp_path), tmp_path / "tiny", 6)
     best = tmp_path / "tiny" / "students" / old[5]["arm"]["arm"]
     best.mkdir(parents=True)
-    (best / "student.json").write_text("{}")
+    for name in FILES:
+        (best / name).write_text("{}")
     space = {**outer.SPACE, "train.lr": {"float": [0.001, 0.1], "log": True}}
     fork, words = forked(searched(tmp_path, 4, space=space), tmp_path)
     assert words == "of tiny, 6 arms are copied and 0 more are told to the sampler"
@@ -199,6 +201,19 @@ def test_results_of_other_arms_that_fit_are_told_to_the_sampler_alone(tmp_path: 
         assert arms.left() == 4
     arms.assign(arms.ask().number, "new")
     assert "start" not in arms.known()[5].user_attrs  # five ended: the sampler models at once
+
+
+def test_a_kill_while_results_are_told_leaves_none_of_them_untold(tmp_path: Path) -> None:
+    run_arms(searched(tmp_path), tmp_path / "tiny", 5)
+    fork, _ = forked(searched(tmp_path, 4, train={"epochs": 3}), tmp_path)
+    told, journal = study_life.told(fork.run), fork.run / "optuna.journal"
+    OptunaArms(fork.study, journal, told[:2]).reconcile({})  # all that it came to
+    arms = OptunaArms(fork.study, journal, told)
+    arms.reconcile({})
+    whole = OptunaArms(fork.study, tmp_path / "whole.journal", told)
+    whole.reconcile({})
+    assert [trial.params for trial in arms.known()] == [trial.params for trial in whole.known()]
+    assert len(arms.known()) == 5
 
 
 def test_arms_outside_the_new_space_are_left_behind(tmp_path: Path) -> None:
