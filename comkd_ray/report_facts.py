@@ -50,12 +50,7 @@ def failed_table(arms: pl.DataFrame) -> Html:
 
 
 def cost_lines(arms: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
-    """Time in sentences: the search, its rate, and the peak of memory.
-
-    Arms that a fork took over cost this study nothing.
-    """
-    if "from" in arms.columns:
-        arms = arms.filter(pl.col("from").is_null())
+    """Time in sentences: the search, its rate, and the peak of memory. arms: those trained in this run."""
     stages = provenance.get("stages") or {}
     spent = float(arms["seconds"].sum() or 0.0)
     search = stages.get("search") or 0.0

@@ -57,9 +57,12 @@ class Run(NamedTuple):
 
     @property
     def trained(self) -> pl.DataFrame:
-        """Arms that were trained, and paid for, in this run: without those taken from another."""
-        taken = "taken_from" in self.arms.columns
-        return self.arms.filter(pl.col("taken_from").is_null()) if taken else self.arms
+        """Arms that were trained, and paid for, in this run: without those taken from another, or forked."""
+        arms = self.arms
+        for origin in ("taken_from", "from"):
+            if origin in arms.columns:
+                arms = arms.filter(pl.col(origin).is_null())
+        return arms
 
     @property
     def data(self) -> Mapping[str, Any]:

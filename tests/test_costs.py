@@ -60,6 +60,15 @@ def test_a_grid_is_told_by_variant_and_seed(tmp_path: Path) -> None:
     assert [what for what in found if what.startswith("seed")] == ["seed 1", "seed 2", "seed 3"]
 
 
+def test_arms_that_a_fork_copied_are_in_no_cost(tmp_path: Path) -> None:
+    rows = fake_run.searched_arms(6)
+    for place, (row, _) in enumerate(rows):
+        row |= {"seconds": 30.0, "from": "older" if place < 4 else None}
+    forked = run.read(fake_run.write(tmp_path, rows))
+    every = costs.costs(forked.trained, False)[0]
+    assert (every.what, every.arms, every.seconds) == ("all arms", 2, 60.0)
+
+
 def test_the_bank_spares_what_it_did_not_cost(arms: pl.DataFrame, epochs: pl.DataFrame) -> None:
     """Fake arms save 11 s an epoch."""
     bank, _, _ = costs.savings(arms, epochs, {"bank": 61.0})
