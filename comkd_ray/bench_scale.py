@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comkd_ray import jobs, progress, provenance, report, results, study_file
+from comkd_ray import jobs, provenance, report, results, study_file
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import Asked
@@ -84,7 +84,6 @@ def bench_scale(study: Study, arms: int, run: Path) -> dict[str, Any]:
     _read(run, costs)
     _search(study, arms, run, costs)
     _report(run, costs)
-    _follow(run, arms, study, costs)
     facts = {"event": "bench scale", "study": study.study, "arms": arms, "epochs": costs.epochs}
     return facts | {"arms_per_trial": costs.arms_per_trial, "machine": provenance.machine()} | costs.found
 
@@ -112,7 +111,7 @@ def _fill(study: Study, arms: int, run: Path, costs: Costs) -> None:
 def made_up(study: Study, arm: str, proposal: Proposal, stream: random.Random) -> Row:
     """A record as an arm leaves it that trained to its end, with scores drawn at random."""
     protocol = protocol_of(study)
-    scores = (OBJECTIVE, *protocol.validation, *(f"test_{name}" for name in protocol.scores))
+    scores = (OBJECTIVE, *protocol.validation)
 
     def row(epoch: int) -> Row:
         drawn = {name: stream.uniform(40, 80) for name in scores}
@@ -126,20 +125,21 @@ def made_up(study: Study, arm: str, proposal: Proposal, stream: random.Random) -
 
     epochs = [row(epoch) for epoch in range(1, study.train.epochs + 1)]
     best = max(epochs, key=lambda one: one[OBJECTIVE])
+    tested = {f"test_{name}": stream.uniform(40, 80) for name in protocol.scores}
+    best |= tested  # the only epoch whose student looked at test images
     references = {f"{name}_test_{score}": 50.0 for name in results.REFERENCES for score in protocol.scores}
     counts = {"trainable_parameters": 10**6, "total_parameters": 10**8, "teacher_parameters": 10**9}
     fixed = {"protocol": study.protocol, "selection": study.selection, "status": "complete", "error": None}
     asked = Asked(arm, proposal.number, proposal.overrides)
-    own = fixed | references | counts | {name: best[name] for name in scores}
+    own = fixed | references | counts | tested | {name: best[name] for name in scores}
     own |= {"epochs_done": len(epochs), "best_epoch": best["epoch"], "seconds": 10.0 * len(epochs)}
     own |= {"teacher_seconds_saved": 1.0}
     return {"arm": own | jobs.asked_columns(study, "c0000", asked), "epochs": epochs}
 
 
 def _read(run: Path, costs: Costs) -> None:
-    """What a driver that resumes, and every cohort that begins, reads."""
+    """What a driver that resumes reads."""
     records = costs.held("records", lambda: results.read_records(run))
-    costs.fastest("best_seconds", lambda: results.ranked(records))
     costs.fastest("keep_best_seconds", lambda: keep_best(run, dict(records)))
 
 
@@ -181,13 +181,6 @@ def _report(run: Path, costs: Costs) -> None:
     costs.found["report_bytes"] = page.stat().st_size
 
 
-def _follow(run: Path, arms: int, study: Study, costs: Costs) -> None:
-    """Half a second's look at how far everything is: one file a cohort."""
-    for cohort in range(-(-arms // assumed_size(study))):
-        progress.Meter(run, f"c{cohort:04d}.0")("arms", 1, 1)
-    costs.fastest("progress_seconds", lambda: progress.read(run))
-
-
 ROWS: tuple[tuple[str, str, str], ...] = (
     ("journal_bytes", "an arm", "Optuna's journal on disk"),
     ("journal_seconds", "an arm", "ask at random, note every epoch, tell"),
@@ -208,8 +201,6 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("searcher_seconds", "all", "the searcher begins"),
     ("searcher_memory", "an arm", "the searcher in memory, its records too"),
     ("keep_best_seconds", "once", "which students stay"),
-    ("best_seconds", "once", "the best arm so far, for the progress"),
-    ("progress_seconds", "once", "reading the progress of all cohorts"),
     ("compact_seconds", "all", "compaction to parquet"),
     ("tables_bytes", "an arm", "the tables on disk"),
     ("report_seconds", "all", "building the report"),

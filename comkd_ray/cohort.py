@@ -96,6 +96,8 @@ class Cohort:
         self.history: dict[str, list[Row]] = {arm.arm: [] for arm in arms}
         self.best: dict[str, dict[str, Tensor]] = {}
         """State of each arm at its best epoch by the objective."""
+        self.tested: dict[str, float] = {}
+        """Seconds that each arm's look at the test images took."""
         photographs = material.photographs
         self.train_images = photographs.part(TRAIN)
         self.groups = photographs.groups
@@ -202,17 +204,18 @@ class Cohort:
         arms = [arm for arm in self.arms if arm.arm in names and arm.arm in self.best]
         if not arms or self.selects_on_test:
             return
+        start, images = time.perf_counter(), self.material.photographs.part(TEST)
         student = StudentCohort([arm.study for arm in arms], self.material.student, self.material.text)
         for index, arm in enumerate(arms):
             student.load_state(index, self.best[arm.arm])
-        start, images = time.perf_counter(), self.material.photographs.part(TEST)
         labels = torch.from_numpy(self.material.photographs.labels[images])
         tested = accuracies(self._predict(student, images, labels), labels, labels, self.groups)
         for arm, shares in zip(arms, tested, strict=True):
             best = best_row(self.history[arm.arm])
             assert best is not None
             best |= test_scores(arm.study, shares)
-            best["seconds"] += (time.perf_counter() - start) / len(arms)
+        spent = (time.perf_counter() - start) / len(arms)
+        self.tested |= {arm.arm: spent for arm in arms}
 
     def _predict(self, student: StudentCohort, images: Images, labels: Tensor) -> Tensor:
         """Predicted classes `[A, M]` of a student's arms, each image within its group."""
@@ -291,7 +294,7 @@ class Cohort:
             "best_epoch": best["epoch"] if best else None,
             **reached,
             **card.references,
-            "seconds": sum(row["seconds"] for row in rows),
+            "seconds": sum(row["seconds"] for row in rows) + self.tested.get(name, 0.0),
             "teacher_seconds_saved": spared * self.material.train_bank.seconds_per_image,
             "trainable_parameters": trainable,
             "total_parameters": clip.image_parameters + trainable,

@@ -2,7 +2,8 @@
 
 A device is what one worker of a cohort holds (`compute.gpus`, else `compute.cpus`), and an arm's
 device-seconds are its `seconds`: its share of the wall time of its cohort's epochs, training and
-evaluation, while its worker held the device. Start of processes and reading of data are not in it.
+evaluation, and of the look at the test images when it ended, while its worker held the device. Start of
+processes and reading of data are not in it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Cost(NamedTuple):
 
     @property
     def an_epoch(self) -> float | None:
-        """Mean device-seconds of an epoch of one arm."""
+        """Mean device-seconds of an epoch of one arm, its share of the last look at test images included."""
         return self.seconds / self.epochs if self.epochs else None
 
 
@@ -83,9 +84,9 @@ def _groups(arms: pl.DataFrame, enumerated: bool | None) -> Iterator[tuple[str, 
             yield f"seed {seed}", rows
 
 
-def savings(arms: pl.DataFrame, stages: Mapping[str, Any]) -> list[Saving]:
+def savings(arms: pl.DataFrame, epochs: pl.DataFrame, stages: Mapping[str, Any]) -> list[Saving]:
     """What the bank, halving and the cohort each spared; what is not stored says what measures it."""
-    return [_bank(arms, stages), _halving(arms), _cohort()]
+    return [_bank(arms, stages), _halving(arms, epochs), _cohort()]
 
 
 def _bank(arms: pl.DataFrame, stages: Mapping[str, Any]) -> Saving:
@@ -106,13 +107,17 @@ def _bank(arms: pl.DataFrame, stages: Mapping[str, Any]) -> Saving:
     )
 
 
-def _halving(arms: pl.DataFrame) -> Saving:
+def _halving(arms: pl.DataFrame, epochs: pl.DataFrame) -> Saving:
+    """By the seconds of the epochs themselves: a pruned arm looks at test images once, as all others do."""
     how = "epochs that pruned arms did not run \u00d7 their own seconds an epoch until then"
     if EPOCHS not in arms.columns:
         return Saving("halving", None, f"{how}; the full budget, {EPOCHS}, is not in the rows")
-    pruned = arms.filter(pl.col("status") == "pruned", pl.col("epochs_done") > 0)
+    each = epochs.group_by("arm").agg(pl.col("seconds").mean().alias("each"))
+    pruned = arms.filter(pl.col("status") == "pruned", pl.col("epochs_done") > 0).join(each, "arm", "left")
+    if pruned["each"].null_count():
+        return Saving("halving", None, f"{how}; the rows of their epochs are missing")
     left = pruned[EPOCHS] - pruned["epochs_done"]
-    seconds = float((left * pruned["seconds"] / pruned["epochs_done"]).sum())
+    seconds = float((left * pruned["each"]).sum())
     return Saving("halving", seconds, f"{how}: {int(left.sum())} epochs of {len(pruned)} pruned arms")
 
 

@@ -38,8 +38,8 @@ GROUP_START = 6.0
 What was left of one quickstart (README) when everything else had been taken off; 2 cores, Ray 2.60.
 """
 ACTOR_START = 1.0
-"""Seconds of a Tune actor before it begins to import: of 8.4 s until the first step of a bare trial, most are
-imports (2 cores, Ray 2.60)."""
+"""Seconds of a Tune actor, or of a task, before it begins to import: of 8.4 s until the first step of a bare
+trial, most are imports (2 cores, Ray 2.60)."""
 HANDOVER = 0.05
 """Seconds between two cohorts on one warm actor: 100 empty trials took 5.3 s (2 cores, Ray 2.60)."""
 END = 2.0
@@ -141,8 +141,9 @@ def forecast(study: Study, plan: Plan, pace: Pace, slots: int, failures_per_hour
     banks = plan.teacher_images * pace.teacher_image + plan.student_images * pace.student_image
     if plan.streams:  # all views of a batch in turn: it is decoded once
         banks += plan.images["train"] * pace.decode
+    preparer = GROUP_START if builders > 1 else ACTOR_START  # one alone is a task
     stages = {
-        "start": RAY_START + GROUP_START + 2 * (pace.import_seconds + preparing),  # driver and worker
+        "start": RAY_START + preparer + 2 * (pace.import_seconds + preparing),  # driver and worker
         "pixels": plan.stored * pace.decode,
         "teacher": teacher_seconds(study, plan, pace),
         "bank": banks / builders,
@@ -178,16 +179,18 @@ def group_of(arms: Sequence[Arm], plan: Plan, pace: Pace, vit: bool) -> Group:
     step, evaluation, batch = pace.steps[kind], pace.evaluations[kind], study.train.batch_size
     seen = plan.images["train"] // batch * batch
     looked, tested = looked_at(study, plan.images)
+    halving, processes = study.search.halving, max(1, workers(study.compute))
+    rungs = tuple(rung_epochs(halving, study.train.epochs))
+    shared = looked + tested * (len(rungs) + 1) / study.train.epochs  # arms that leave together test together
     seeds = len({arm.study.train.seed for arm in arms})
     further = (seeds - 1) * pace.inputs if kind == PROMPTED else 0.0
-    decoded = (seen * seeds + looked) * pace.decode if plan.streams and kind == PROMPTED else 0.0
-    halving, processes = study.search.halving, max(1, workers(study.compute))
+    decoded = (seen * seeds + shared) * pace.decode if plan.streams and kind == PROMPTED else 0.0
     return Group(
         arms=len(arms),
         epochs=study.train.epochs,
         arm_seconds=(seen * step.slope + looked * evaluation.slope) / processes,
-        base_seconds=seen * (step.base + further) + looked * evaluation.base + decoded,
-        rungs=tuple(rung_epochs(halving, study.train.epochs)),
+        base_seconds=seen * (step.base + further) + shared * evaluation.base + decoded,
+        rungs=rungs,
         eta=halving.eta if halving else 1,
         protected=sum(arm.protected for arm in arms),
         end_seconds=tested * evaluation.slope / processes,

@@ -174,7 +174,7 @@ def count_images(study: Study) -> Images:
         source=0 if study.source is None else len(source.select(VAL)) + len(source.select(TEST)),
         stored=sum(len(own.paths) for _, _, own in stores),
         stored_bytes=sum(need for _, need in pixels),
-        streams=not choose(study.data, table, cache_root()).stored,
+        streams=pixels[0][1] == 0,
         pixels=[words for words, _ in pixels],
     )
 

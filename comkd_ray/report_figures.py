@@ -180,7 +180,7 @@ def cost_section(run: Run) -> Section:
         "each stage.",
     )
     lines = [paragraph(line) for line in cost_lines(run.trained, run.provenance)]
-    spared = saving_table(savings(run.trained, stages))
+    spared = saving_table(savings(run.trained, run.epochs, stages))
     took = cost_table(costs(run.trained, run.enumerated), run.study)
     tables = [
         tag("h3", "What was spared"),

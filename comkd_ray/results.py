@@ -59,7 +59,7 @@ ARMS: dict[str, Any] = {
     "best_epoch": pl.Int64,  # epoch of all val_* and test_* here: highest objective
     **_SCORE_TYPES,
     **{f"{ref}_test_{score}": pl.Float64 for ref in REFERENCES for score in SCORES},
-    "seconds": pl.Float64,  # wall time of the arm: its share of its cohort
+    "seconds": pl.Float64,  # the arm's share of its cohort's wall time: epochs, then test images
     "teacher_seconds_saved": pl.Float64,  # teacher forwards the bank spared this arm
     "trainable_parameters": pl.Int64,
     "total_parameters": pl.Int64,  # what runs at inference: tower, prompts, projector, EduAttention
@@ -76,8 +76,8 @@ EPOCHS: dict[str, Any] = {
     "loss_kd": pl.Float64,
     "loss_align": pl.Float64,  # null where IFAlign is off
     "alpha": pl.Float64,  # mean absolute fusion weight; 0 where EduAttention is off
-    "seconds": pl.Float64,
-    **_SCORE_TYPES,
+    "seconds": pl.Float64,  # training and evaluation
+    **_SCORE_TYPES,  # test_* in the row of the best epoch alone, but where test images choose it
 }
 
 PART = "part-0.parquet"

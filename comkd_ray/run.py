@@ -57,9 +57,12 @@ class Run(NamedTuple):
 
     @property
     def trained(self) -> pl.DataFrame:
-        """Arms that were trained, and paid for, in this run: without those of another, taken or forked."""
-        others = [key for key in ("taken_from", "from") if key in self.arms.columns]
-        return self.arms.filter(pl.all_horizontal(pl.col(others).is_null())) if others else self.arms
+        """Arms that were trained, and paid for, in this run: without those taken from another, or forked."""
+        arms = self.arms
+        for origin in ("taken_from", "from"):
+            if origin in arms.columns:
+                arms = arms.filter(pl.col(origin).is_null())
+        return arms
 
     @property
     def data(self) -> Mapping[str, Any]:

@@ -224,7 +224,7 @@ class _Run:
                 path.unlink(missing_ok=True)
 
     def prepare(self, slots: int) -> Card:
-        """Teacher and banks, in a worker group of their own, unless this run has them already."""
+        """Teacher and banks, in workers of their own, unless this run has them already."""
         before = self.known_card()
         probed = self.study.search.arms_per_trial != "auto" or read_memory(self.run) is not None
         if before is not None and probed and is_ready(before, self.cache):

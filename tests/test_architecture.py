@@ -81,8 +81,8 @@ ALLOWED = {
     "provenance": "__init__ results |",
     "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
     "cohort_size": "config search_space |",
-    "memory_probe": "cohort cohort_size config data.datasets errors jobs material models results search_space"
-    " study_file | torch",
+    "memory_probe": "cohort cohort_size config data.datasets errors jobs material models protocols results"
+    " search_space study_file | torch",
     "budget": "config protocols |",
     "journal": "quarantine results | optuna",
     "samplers": "config search_space | optuna scipy",
@@ -172,7 +172,7 @@ ALLOWED = {
     " photographs prepare prompts results stage_one student study_file teacher | torch",
     "bench_step": "bank bank_store bench_files config data.datasets data.stream material models photographs"
     " provenance rehearsal stage_one stopwatch teacher | torch",
-    "bench_scale": "config errors jobs lineup optuna_search progress protocols provenance rehearsal report"
+    "bench_scale": "config errors jobs lineup optuna_search protocols provenance rehearsal report"
     " results study_file tune weights |",
     "scale": "bank_store config data.datasets data.splits forecast lineup plan study_file |",
     "bench_table": "config |",

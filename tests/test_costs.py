@@ -15,12 +15,22 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def arms(tmp_path: Path) -> pl.DataFrame:
+def folder(tmp_path: Path) -> Path:
     """22 arms of 9 epochs, four pruned after 2."""
     rows = fake_run.searched_arms()
     for row, _ in rows:
         row["train.epochs"] = 9
-    return results.read_arms(fake_run.write(tmp_path, rows))
+    return fake_run.write(tmp_path, rows)
+
+
+@pytest.fixture
+def arms(folder: Path) -> pl.DataFrame:
+    return results.read_arms(folder)
+
+
+@pytest.fixture
+def epochs(folder: Path) -> pl.DataFrame:
+    return results.read_epochs(folder)
 
 
 def test_costs_add_up(arms: pl.DataFrame) -> None:
@@ -50,40 +60,50 @@ def test_a_grid_is_told_by_variant_and_seed(tmp_path: Path) -> None:
     assert [what for what in found if what.startswith("seed")] == ["seed 1", "seed 2", "seed 3"]
 
 
-def test_the_bank_spares_what_it_did_not_cost(arms: pl.DataFrame) -> None:
+def test_arms_that_a_fork_copied_are_in_no_cost(tmp_path: Path) -> None:
+    rows = fake_run.searched_arms(6)
+    for place, (row, _) in enumerate(rows):
+        row |= {"seconds": 30.0, "from": "older" if place < 4 else None}
+    forked = run.read(fake_run.write(tmp_path, rows))
+    every = costs.costs(forked.trained, False)[0]
+    assert (every.what, every.arms, every.seconds) == ("all arms", 2, 60.0)
+
+
+def test_the_bank_spares_what_it_did_not_cost(arms: pl.DataFrame, epochs: pl.DataFrame) -> None:
     """Fake arms save 11 s an epoch."""
-    bank, _, _ = costs.savings(arms, {"bank": 61.0})
+    bank, _, _ = costs.savings(arms, epochs, {"bank": 61.0})
     assert bank.seconds == pytest.approx(sum(arms["teacher_seconds_saved"]) - 61)
-    unbuilt = costs.savings(arms, {})[0]
+    unbuilt = costs.savings(arms, epochs, {})[0]
     assert unbuilt.seconds == pytest.approx(sum(arms["teacher_seconds_saved"]))
     assert "not recorded and not subtracted" in unbuilt.how
-    nothing = costs.savings(arms.with_columns(teacher_seconds_saved=None), {"bank": 61.0})[0]
+    nothing = costs.savings(arms.with_columns(teacher_seconds_saved=None), epochs, {"bank": 61.0})[0]
     assert nothing.seconds is None
 
 
-def test_halving_spares_the_epochs_that_pruned_arms_did_not_run(arms: pl.DataFrame) -> None:
-    _, halving, _ = costs.savings(arms, {})
-    expected = sum(
-        (9 - row["epochs_done"]) * row["seconds"] / row["epochs_done"]
-        for row in arms.iter_rows(named=True)
-        if row["status"] == "pruned"
-    )
-    assert halving.seconds == pytest.approx(expected)
+def test_halving_spares_the_epochs_that_pruned_arms_did_not_run(
+    arms: pl.DataFrame, epochs: pl.DataFrame
+) -> None:
+    """Two epochs ran, of 3.5 s here; seven did not. An arm that stays has its last look to pay as well."""
+    slower = epochs.with_columns(seconds=pl.col("seconds") + pl.col("epoch"))
+    _, halving, _ = costs.savings(arms.with_columns(seconds=1e6), slower, {})
+    assert halving.seconds == pytest.approx(4 * 7 * (3.5 + (1 + 2) / 2))
     assert halving.how.endswith(": 28 epochs of 4 pruned arms")
-    without = costs.savings(arms.filter(pl.col("status") == "complete"), {})[1]
+    without = costs.savings(arms.filter(pl.col("status") == "complete"), epochs, {})[1]
     assert without.seconds == 0.0
-    assert costs.savings(arms.drop("train.epochs"), {})[1].seconds is None
+    assert costs.savings(arms.drop("train.epochs"), epochs, {})[1].seconds is None
+    unread = costs.savings(arms, epochs.clear(), {})[1]
+    assert (unread.seconds, unread.how.endswith("rows of their epochs are missing")) == (None, True)
 
 
-def test_the_cohort_is_not_guessed(arms: pl.DataFrame) -> None:
-    cohort = costs.savings(arms, {"bank": 1.0})[2]
+def test_the_cohort_is_not_guessed(arms: pl.DataFrame, epochs: pl.DataFrame) -> None:
+    cohort = costs.savings(arms, epochs, {"bank": 1.0})[2]
     assert cohort.seconds is None
     assert "comkd-ray bench sweep measures it" in cohort.how
-    assert costs.saving_table(costs.savings(arms, {})).rows[2][-1] == "\u2013"
+    assert costs.saving_table(costs.savings(arms, epochs, {})).rows[2][-1] == "\u2013"
 
 
-def test_a_bank_that_cost_more_than_it_spared_says_so(arms: pl.DataFrame) -> None:
-    shown = costs.saving_table(costs.savings(arms, {"bank": 1e6})).rows[0]
+def test_a_bank_that_cost_more_than_it_spared_says_so(arms: pl.DataFrame, epochs: pl.DataFrame) -> None:
+    shown = costs.saving_table(costs.savings(arms, epochs, {"bank": 1e6})).rows[0]
     assert shown[-1].startswith("\u2212")
 
 
@@ -104,7 +124,7 @@ def test_a_device_is_what_a_worker_holds(compute: fake_run.Row, words: str) -> N
 def test_the_committed_sample_tells_all_three() -> None:
     """By hand from its rows: 13 arms ran 6 epochs, 7 left after 3."""
     sample = run.read(ROOT / "reports" / "quickstart")
-    bank, halving, _ = costs.savings(sample.arms, sample.provenance["stages"])
+    bank, halving, _ = costs.savings(sample.arms, sample.epochs, sample.provenance["stages"])
     pruned = sample.arms.filter(pl.col("status") == "pruned")
     assert halving.seconds == pytest.approx(sum(pruned["seconds"]))  # 3 of 6 epochs: as much again
     built = sample.provenance["stages"]["bank"]

@@ -63,7 +63,9 @@ def test_stages_follow_from_counts_and_pace(make_study: MakeStudy) -> None:
     study, plan = planned(make_study({"search.arms": 4, "search.arms_per_trial": 4, "compute.cpus": 1}))
     found = forecast(study, plan, PACE, 1)
     epoch = 24 * (0.01 + 4 * 0.1) + 20 * (0.002 + 4 * 0.03)
-    tested = 4 * 20 * 0.03  # once, when an arm ends
+    tested = 20 * (0.002 + 4 * 0.03)  # once, when the arms end
+    start = room.RAY_START + ACTOR_START + 2 * (5.0 + 0.25 + 0.5 + 0.25)  # driver, and one task that prepares
+    assert found.stages["start"] == pytest.approx(start)
     assert found.stages["pixels"] == pytest.approx(72 * 0.01)
     assert found.stages["bank"] == pytest.approx(plan.teacher_images * 0.02 + 40 * 0.01)
     assert found.stages["search"] == pytest.approx(5.0 + 0.25 + 0.25 + ACTOR_START + 2 * epoch + tested)
@@ -102,16 +104,16 @@ def test_a_published_selection_looks_at_test_images_after_every_epoch(make_study
     over = {"search.arms_per_trial": 1}
     strict = forecast(*planned(make_study(over)), PACE, 1).search.seconds
     habit = forecast(*planned(make_study(over | {"selection": "promptkd"})), PACE, 1).search.seconds
-    assert habit - strict == pytest.approx(2 * 20 * 0.032 - 20 * 0.03)
+    assert habit - strict == pytest.approx((2 - 1) * 20 * 0.032)
 
 
 def test_streamed_images_are_decoded_at_every_use(make_study: MakeStudy) -> None:
-    """One arm: 2 epochs of 24 and 20 images, and the training images once for all views of the bank."""
+    """One arm: 2 epochs of 24 and 20 images, 20 test images, and once those of all views of the bank."""
     stored, streamed = (
         forecast(*planned(make_study({"data.pixels": pixels, "search.arms_per_trial": 1})), PACE, 1)
         for pixels in ("store", "stream")
     )
-    assert streamed.search.seconds - stored.search.seconds == pytest.approx(2 * 44 * 0.01)
+    assert streamed.search.seconds - stored.search.seconds == pytest.approx((2 * 44 + 20) * 0.01)
     assert streamed.stages["bank"] - stored.stages["bank"] == pytest.approx(32 * 0.01)
 
 
@@ -149,7 +151,7 @@ def test_a_cohort_is_cut_into_structures_and_each_has_its_kind(make_study: MakeS
     ((banked, prompted),) = cohorts_of(list(arms_of(study, 99)), study, plan, PACE)
     assert (banked.arms, banked.arm_seconds) == (3, pytest.approx(24 * 0.001 + 20 * 0.0005))
     assert (banked.base_seconds, prompted.arms) == (0.0, 3)
-    assert prompted.base_seconds == pytest.approx(24 * (0.01 + 2 * 0.001) + 20 * 0.002)  # two more seeds
+    assert prompted.base_seconds == pytest.approx(24 * (0.01 + 2 * 0.001) + 30 * 0.002)  # two more seeds
 
 
 def test_halving_reaches_the_simulation(make_study: MakeStudy) -> None:

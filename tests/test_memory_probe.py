@@ -160,6 +160,7 @@ def test_a_batch_is_trained_and_evaluated_with_the_largest_structure(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int, int, int]] = []
+    tested: list[list[str]] = []
     study = study_file.load(run / "study.yaml")
     material = open_material(study, read_card(run), run.parent / "cache")
 
@@ -172,9 +173,14 @@ def test_a_batch_is_trained_and_evaluated_with_the_largest_structure(
             seen.append((len(self.arms), seeds, length, len(steps)))
             return means
 
+        def test(self, names: Any) -> None:
+            super().test(names)
+            tested.append([name for name, rows in self.history.items() if "test_" in str(rows[-1])])
+
     monkeypatch.setattr(memory_probe, "Cohort", Watched)
     memory_probe.exercise(study, material, 3)
     assert seen == [(3, 3, 3, 1)] * 2
+    assert tested == [["0", "1", "2"]]  # each with its best state, which is held beside the last
 
 
 def test_the_peak_is_of_this_process_and_stays() -> None:

@@ -342,6 +342,19 @@ def test_the_record_is_that_of_the_best_epoch_by_validation(
     assert not_last, "every arm was best at its end: this test shows nothing"
 
 
+@pytest.mark.parametrize("selection", ["strict", "promptkd"])
+def test_the_last_look_at_test_images_is_the_arms_time_and_no_epochs(
+    make_study: MakeStudy, prepared: Prepared, selection: str
+) -> None:
+    """Else what an arm that left after one epoch would have taken for all of them is too much."""
+    study = make_study({"selection": selection})
+    reports: list[EpochReport] = []
+    fit([Arm("a", study)], prepared(study)[1], reports.append)
+    (over,) = reports[-1].ended
+    epochs = sum(row["seconds"] for row in over.epochs)
+    assert (over.arm["seconds"] > epochs) == (selection == "strict")
+
+
 # Evaluation -------------------------------------------------------------------------------------
 
 
