@@ -125,15 +125,29 @@ def test_an_arm_hangs_on_no_other_arm(clip: Clip) -> None:
     assert_close(hurt[[0, 2]], sound[[0, 2]])
 
 
-def test_prompts_are_not_pooled() -> None:
-    """A tower that averages its patches averages them alone."""
+def other_tower(**more: Any) -> Clip:
+    """A tower of 2 layers with other settings of open_clip."""
     import open_clip
 
     torch.manual_seed(0)
     vision = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 16}
     text = {"context_length": 8, "vocab_size": 10, "width": 16, "heads": 1, "layers": 1}
-    model = open_clip.CLIP(24, vision | {"pool_type": "avg"}, text).eval().requires_grad_(False)
-    clip = Clip("averaging", model, list, 32, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+    model = open_clip.CLIP(24, vision | more, text).eval().requires_grad_(False)
+    return Clip("other", model, list, 32, (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("more", [{"qk_norm": True}, {"ls_init_value": 0.5}], ids=["own block", "scaled"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_blocks_of_other_kinds_are_prompted_alike(more: dict[str, Any], depth: int) -> None:
+    """A block with an attention of its own runs as it is; one with layer scales keeps them."""
+    clip, images, prompts = other_tower(**more), draw(2, 3, 32, 32), draw(1, depth, 2, 48)
+    ours = encode_embedded(clip, embed_images(clip, images)[None], prompts)[0]
+    assert_close(ours, prompted_tower(clip, images, prompts[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_are_not_pooled() -> None:
+    """A tower that averages its patches averages them alone."""
+    clip = other_tower(pool_type="avg")
     images, prompts = draw(2, 3, 32, 32), draw(1, 2, 2, 48)
     ours = encode_embedded(clip, embed_images(clip, images)[None], prompts)[0]
     assert_close(ours, prompted_tower(clip, images, prompts[0], average=True), rtol=1e-4, atol=1e-5)
