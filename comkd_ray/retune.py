@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def tunings(study: Study, run: Path, arms: int, origin: str) -> list[Tuning]:
         raise UserError(
             f"{origin}: search: --retune asks a sampler over search.space, such as tpe; here is none"
         )
-    seed = next(one for one in (0, *range(SEEDS - 1, 0, -1)) if one not in block.seed_values)
+    seed = next(one for one in chain([0], range(SEEDS - 1, 0, -1)) if one not in block.seed_values)
     return [
         _tuning(study, setting, run / FOLDER / _slug(place, setting), arms, seed, origin)
         for place, setting in enumerate(settings(study))

@@ -64,10 +64,6 @@ def remarks(study: Study, source: Path) -> list[str]:
     other = study_file.flatten(study_file.load(source / "study.yaml").model_dump(mode="json"))
     row = read_records(source)[(study.ablate.start or "").partition("/")[2]]["arm"]
     lines = []
-    if row.get(SEED) in study.ablate.seed_values:
-        lines.append(
-            f"seed {row[SEED]} chose this arm and is one of the ablation's: its noise was chosen, too"
-        )
     own = study_file.flatten(study.model_dump(mode="json"))
     kept = [
         f"{key} {shown(own[key])} (there {shown(other[key])})"
@@ -84,4 +80,8 @@ def remarks(study: Study, source: Path) -> list[str]:
     ]
     if off:
         lines.append(f"the best arm has {', '.join(off)} off: values that belong to it alone are this file's")
+    if row.get(SEED) in study.ablate.seed_values:
+        lines.append(
+            f"seed {row[SEED]} chose this arm and is one of the ablation's: its noise was chosen, too"
+        )
     return lines

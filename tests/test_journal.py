@@ -163,6 +163,12 @@ def test_damage_after_damage_overwrites_nothing(
         journal.mend(path)
     assert quarantine.held(tmp_path) == ["optuna.journal", "optuna.journal.1", "optuna.journal.2"]
     assert (tmp_path / "quarantine" / "optuna.journal.2").read_bytes() == b"bad 2\n"
+    (tmp_path / "quarantine" / "optuna.journal").unlink()  # somebody tidies up
+    for number in (3, 4):
+        path.write_bytes(whole[0] + b"bad %d\n" % number)
+        journal.mend(path)
+    kept = [(tmp_path / "quarantine" / name).read_bytes() for name in quarantine.held(tmp_path)]
+    assert kept == [b"bad %d\n" % number for number in (3, 1, 2, 4)]
 
 
 def test_an_arm_whose_record_is_lost_is_asked_again_and_once(
