@@ -97,10 +97,14 @@ def prepare(run: Path, cache: Path, cpus: float, gpus: float, workers: int) -> N
 
 
 def _task(loop: Loop, config: dict[str, Any], cpus: float, gpus: float) -> None:
-    """Run a loop in a process of the cluster that holds these resources, and wait for it."""
+    """Run a loop in a process of the cluster that holds these resources, and wait for it.
+
+    The process ends with it, and its models with the process. Should it be killed, it is tried once more.
+    """
     import ray
 
-    ray.get(ray.remote(num_cpus=cpus, num_gpus=gpus)(loop).remote(config))
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1)(loop)
+    ray.get(task.remote(config))
 
 
 def _in_thread(call: Callable[[], None]) -> None:
