@@ -354,5 +354,5 @@ def test_scores_are_read_from_records(world: Path, tmp_path: Path) -> None:
     study = study_of(outer.study(world), "cohorts", 8)
     for cell in search_space.grid(study.search.space):
         flat = study_file.flatten(study_file.resolve(study, cell).model_dump(mode="json"))
-        results.write_record(tmp_path, {"arm": "a"} | flat, [])
+        results.write_record(tmp_path, {"arm": "a", "status": "complete"} | flat, [])
         assert name_of(results.read_records(tmp_path)["a"]["arm"]) == name_of(cell)

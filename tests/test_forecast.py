@@ -164,7 +164,8 @@ def test_halving_reaches_the_simulation(make_study: MakeStudy) -> None:
 
 def test_a_search_that_prefers_prompts_takes_longer(make_study: MakeStudy) -> None:
     """Named arms stay as they are; random draws have no taste; a grid knows its arms."""
-    space = {"student.prompt_length": {"choice": [0, 2]}}
+    grid = {"student.prompt_length": {"choice": [0, 2]}}
+    space = grid | {"loss.temperature": {"float": [0.5, 2.0]}}
     search = {"arms": 20, "first": [{"student.prompt_length": 0}], "space": space}
     study, plan = planned(make_study({"search": search}))
     prompted = list(arms_of(make_study({"search.arms": 19}), 19))
@@ -174,7 +175,7 @@ def test_a_search_that_prefers_prompts_takes_longer(make_study: MakeStudy) -> No
     )
     assert found.search.seconds + found.longer == pytest.approx(as_if.seconds)
     assert found.longer > 0
-    for sampler in ({"sampler": "random"}, {"sampler": "grid", "first": []}):
+    for sampler in ({"sampler": "random"}, {"sampler": "grid", "first": [], "space": grid}):
         assert forecast(*planned(make_study({"search": search | sampler})), PACE, 1).longer == 0
 
 

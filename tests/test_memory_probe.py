@@ -24,6 +24,7 @@ from comkd_ray.memory_probe import heaviest_values, line
 from comkd_ray.progress import Screen
 from comkd_ray.report_facts import provenance_tables
 from comkd_ray.study_run import _Run
+from comkd_ray.tune import UNLIMITED
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -301,7 +302,7 @@ def test_the_driver_takes_the_size_and_writes_down_why(
 
     monkeypatch.setattr(ray_train, "prepare", prepare_again)
     monkeypatch.setattr(cluster, "node_count", lambda: 1)
-    driver = _Run(study, begun, cache, Screen("quiet"), False, 0.0)
+    driver = _Run(study, begun, cache, Screen("quiet"), False, 0.0, UNLIMITED, None)
     for _ in range(2):
         assert driver.prepare(1) == read_card(run)
     assert len(asked) == 1
@@ -313,4 +314,4 @@ def test_the_driver_takes_the_size_and_writes_down_why(
     assert "auto 2" in told
     assert "2.40 GiB, 80% of the node, holds 2" in told
     fixed = study.model_copy(update={"search": study.search.model_copy(update={"arms_per_trial": 5})})
-    assert _Run(fixed, begun, cache, Screen("quiet"), False, 0.0).cohort_size(1, 9) == 5
+    assert _Run(fixed, begun, cache, Screen("quiet"), False, 0.0, UNLIMITED, None).cohort_size(1, 9) == 5

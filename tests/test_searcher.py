@@ -321,7 +321,8 @@ def test_a_cohort_that_breaks_its_process_is_tried_again_in_halves(tmp_path: Pat
     assert asked is not None
     breaker, tried = asked[1].arm, []
     while asked is not None:
-        assert search.searcher.suggest("more") is None, "another cohort runs: not yet, and not never"
+        if not search.searcher.broken:
+            assert search.searcher.suggest("more") is None, "another cohort runs: not yet, and not never"
         tried.append([one.arm for one in asked])
         trial = f"t{search.cohorts - 1}"
         if breaker in tried[-1]:
