@@ -155,7 +155,7 @@ class Sweep:
         if self.study.compute.gpus == 0:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray does for such a cohort
         self.prepare()
-        ways = [self.baseline(way) for way in BASELINES] + [self.tuned(way) for way in TUNED]
+        ways = [self.baseline(way) for way in BASELINES] + [self.tuned(way, self.arms) for way in TUNED]
         gpus = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
         return summary(self.study, self.arms, ways) | {"machine": machine(gpus)}
 
@@ -203,11 +203,11 @@ class Sweep:
         path.write_text(json.dumps(work), encoding="utf-8")
         return run_timed([sys.executable, "-m", "comkd_ray.baseline", str(path)], os.environ)
 
-    def tuned(self, way: str, arms: int | None = None) -> Way:
+    def tuned(self, way: str, arms: int) -> Way:
         """Ours, as a person runs it, with an empty cache but for the tuned teacher."""
-        study = study_of(self.study, way, arms or self.arms)
-        name = f"{way}-{arms or self.arms}"
-        self.say(f"{way}: {arms or self.arms} arms by comkd-ray tune")
+        study = study_of(self.study, way, arms)
+        name = f"{way}-{arms}"
+        self.say(f"{way}: {arms} arms by comkd-ray tune")
         cache, path = self.folder / f"cache-{name}", self.folder / f"{name}.yaml"
         shutil.copytree(self.folder / "cache" / "teachers", cache / "teachers")
         study_file.dump(study, path)

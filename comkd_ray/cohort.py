@@ -121,7 +121,7 @@ class Cohort:
         size = train.batch_size
         self._expect(orders[:, k : k + size].ravel() for k in range(0, steps * size, size))
         for step in range(steps):
-            batch = orders[:, step * train.batch_size : (step + 1) * train.batch_size]
+            batch = orders[:, step * size : (step + 1) * size]
             terms = self.losses(batch, epoch, place, knobs)
             terms["loss"].sum().backward()  # type: ignore[no-untyped-call]
             self.optimizer.step(lr)

@@ -16,7 +16,7 @@ from comkd_ray import study_file
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import Asked, arm_identity, asked_columns
-from comkd_ray.material import read_card
+from comkd_ray.material import identity_of
 from comkd_ray.results import Row, write_record
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import TOWER
@@ -59,7 +59,7 @@ def find_shared(study: Study, run: Path, identity: str) -> Shared:
     wanted = [arm for arm in arms_of(study, identity) if arm not in own]
     found: dict[str, tuple[Path, Path]] = {}
     for other in _runs_beside(study, run):
-        if _identity_of(other) == identity:
+        if identity_of(other) == identity:
             paths = {arm: other / "records" / f"{arm}.json" for arm in wanted if arm not in found}
             found |= {arm: (other, path) for arm, path in paths.items() if _is_whole(path)}
     return Shared(found)
@@ -71,7 +71,7 @@ def foretell_shared(study: Study, run: Path) -> Shared:
     The identity is that of this run, or of runs beside it with the same data, teacher and towers.
     """
     known = [run, *(other for other in _runs_beside(study, run) if _same_material(study, other))]
-    identities = dict.fromkeys(one for one in map(_identity_of, known) if one is not None)
+    identities = dict.fromkeys(one for one in map(identity_of, known) if one is not None)
     found = [find_shared(study, run, identity) for identity in identities]
     return max(found, key=lambda shared: len(shared.records), default=Shared({}))
 
@@ -120,13 +120,6 @@ def _runs_beside(study: Study, run: Path) -> list[Path]:
     reports = run.parent if study.ablate.material is None else run.parent.parent
     found = [path.parent for depth in ("*", "*/*") for path in sorted(reports.glob(f"{depth}/material.json"))]
     return [other for other in found if other.resolve() != run.resolve()]
-
-
-def _identity_of(run: Path) -> str | None:
-    try:
-        return read_card(run).identity
-    except UserError:
-        return None
 
 
 def _same_material(study: Study, other: Path) -> bool:

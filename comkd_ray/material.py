@@ -105,6 +105,14 @@ def read_card(run: Path) -> Card:
         raise UserError(f"{path}: missing or damaged; the same command makes it again") from None
 
 
+def identity_of(run: Path) -> str | None:
+    """Identity of the material of a run directory; None where it holds no readable card."""
+    try:
+        return read_card(run).identity
+    except UserError:
+        return None
+
+
 def read_teacher(cache: Path, key: str, device: torch.device) -> TunedTeacher:
     """A stored teacher. UserError where it is missing."""
     folder = cache / "teachers" / key

@@ -18,7 +18,7 @@ from typing import Any
 from comkd_ray import provenance, search_space, study_file
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
-from comkd_ray.material import Card, read_card
+from comkd_ray.material import Card, identity_of
 from comkd_ray.protocols import objective_of
 from comkd_ray.results import Row, read_records, write_atomic, write_record
 from comkd_ray.search_space import Overrides, Scalar
@@ -164,7 +164,7 @@ def take_over(study: Study, run: Path, card: Card, identify: Callable[[Overrides
     old, reason = study_file.load(origin / "study.yaml"), ""
     if objective_of(old) != objective_of(study) or old.protocol != study.protocol:
         reason = "it goes by another objective"
-    elif _identity(origin) != card.identity:
+    elif identity_of(origin) != card.identity:
         reason = "its material is another (data, views, teacher or student model)"
     records = [] if reason else sorted(read_records(origin).values(), key=lambda one: one["arm"]["number"])
     copied, kept = 0, []
@@ -194,13 +194,6 @@ def _place(study: Study, row: Row) -> Overrides | None:
         return None
     point: dict[str, Scalar] = search_space.draw(space, lambda key, _: row[key])
     return point if all(space[key].holds(value) for key, value in point.items()) else None
-
-
-def _identity(run: Path) -> str | None:
-    try:
-        return read_card(run).identity
-    except UserError:
-        return None
 
 
 def _read(run: Path) -> dict[str, Any]:
