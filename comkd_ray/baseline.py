@@ -31,12 +31,12 @@ from torch.utils.data import DataLoader
 
 from comkd_ray.bank import CENTER
 from comkd_ray.bench_files import FileViews, Item, Order
-from comkd_ray.cohort import EVAL_BATCH, Knobs, batch_order, seen_scores, test_scores
+from comkd_ray.cohort import EVAL_BATCH, Knobs, batch_order, seen_scores
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.losses import align_loss, kd_loss, normalize, per_arm
 from comkd_ray.material import TunedTeacher, read_card, read_teacher, read_text
-from comkd_ray.metrics import accuracies, predict
+from comkd_ray.metrics import accuracies, predict, test_scores
 from comkd_ray.models import Clip, autocast, default_device, load_clip
 from comkd_ray.optim import SGD, learning_rate
 from comkd_ray.photographs import Photographs, open_photographs

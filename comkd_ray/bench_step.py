@@ -1,8 +1,7 @@
 """How far from the machine's limits the work of a study runs: `comkd-ray bench step`.
 
 Nothing here needs a tuned teacher, or Ray: features of the teacher are random numbers, as time does
-not depend on values. Pixels are the study's own. Each time is the fastest
-of REPEATS, as what other processes take is no property of the work.
+not depend on values. Pixels are the study's own.
 
 - a student step, by cohort size: operations against the rate of a large matrix product, bytes that
   the operators read and write against the rate of a large copy (a share above 1: they stayed in caches)
@@ -14,7 +13,6 @@ of REPEATS, as what other processes take is no property of the work.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,11 +37,10 @@ from comkd_ray.photographs import Photographs, open_photographs
 from comkd_ray.provenance import machine
 from comkd_ray.rehearsal import cohort_of, first_prompts, inputs_of, random_material
 from comkd_ray.stage_one import bank_images
-from comkd_ray.stopwatch import wait
+from comkd_ray.stopwatch import fastest_seconds, timed
 from comkd_ray.teacher import encode_prompted
 
 ARMS = (1, 2, 4, 8, 16)
-REPEATS = 5
 EVALUATED_ARMS = 8
 BANKED = 2  # batches of the bank that are made, each time
 DECODED = 64  # images
@@ -127,19 +124,6 @@ def bench_step(study: Study, cache: Path, sizes: Sequence[int] = ARMS) -> dict[s
     }
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of REPEATS runs, after one unmeasured run."""
-    work()
-    spent = []
-    for _ in range(REPEATS):
-        wait(device)
-        start = time.perf_counter()
-        work()
-        wait(device)
-        spent.append(time.perf_counter() - start)
-    return min(spent)
-
-
 def measure_limits(device: torch.device) -> Limits:
     """Rates of a matrix product and of a copy, each too large for any cache."""
     side, words = (8192, 1 << 28) if device.type == "cuda" else (1024, 1 << 24)
@@ -148,8 +132,8 @@ def measure_limits(device: torch.device) -> Limits:
     with autocast(device):
         precision = str((square @ square).dtype).removeprefix("torch.")
         square = square.to(getattr(torch, precision))
-        product = seconds_of(lambda: square @ square, device)
-    copy = seconds_of(lambda: target.copy_(line), device)
+        product = fastest_seconds(lambda: square @ square, device)
+    copy = fastest_seconds(lambda: target.copy_(line), device)
     rate, bandwidth = 2 * side**3 / product, 2 * words * line.element_size() / copy
     return Limits(device.type, precision, torch.get_num_threads(), rate, bandwidth)
 
@@ -158,7 +142,7 @@ def measure_step(study: Study, material: Material, arms: int) -> Step:
     """One step of a cohort: loss, gradient, update. Every other arm is with IFAlign and EduAttention."""
     cohort, step = cohort_of(study, material, arms)
     device, inputs = cohort.device, inputs_of(cohort, cohort.train_images[: study.train.batch_size])
-    seconds, shared = seconds_of(step, device), seconds_of(inputs, device)
+    seconds, shared = fastest_seconds(step, device), fastest_seconds(inputs, device)
     with FlopCounterMode(display=False) as counter:
         step()
     with Traffic() as traffic:
@@ -171,9 +155,7 @@ def measure_epoch(study: Study, material: Material, steps: Sequence[Step]) -> di
     step = min(steps, key=lambda one: abs(one.arms - EVALUATED_ARMS))
     cohort, _ = cohort_of(study, material, step.arms)
     count = len(cohort.train_images) // study.train.batch_size
-    start = time.perf_counter()
-    cohort.evaluate()
-    spent = time.perf_counter() - start
+    spent, _ = timed(cohort.evaluate)
     trained = count * step.seconds
     return {
         "arms": step.arms,
@@ -190,13 +172,13 @@ def measure_bank(study: Study, photographs: Photographs, teacher: Clip) -> dict[
     visual = first_prompts(study, teacher)
     ready = pixels_of(photographs.store, images[:BATCH], 1, teacher.image_size, device)
     with torch.no_grad():
-        tower = len(ready) / seconds_of(lambda: encode_prompted(teacher, ready, visual), device)
+        tower = len(ready) / fastest_seconds(lambda: encode_prompted(teacher, ready, visual), device)
 
     def build() -> None:
         with tempfile.TemporaryDirectory() as folder:
             bank_images(teacher, visual, "bench", photographs, images, [1], Path(folder), lambda *_: None)
 
-    rate = len(images) / seconds_of(build, device)
+    rate = len(images) / fastest_seconds(build, device)
     return {"images_per_second": rate, "tower_images_per_second": tower, "tower_share": rate / tower}
 
 
@@ -210,7 +192,7 @@ def measure_pixels(
     squares = open_pixels(data, photographs.table, cache, lambda *_: None)
 
     def rate(work: Callable[[], object]) -> float:
-        return len(images) / seconds_of(work, device)
+        return len(images) / fastest_seconds(work, device)
 
     def stream() -> None:
         squares.expect(batches)

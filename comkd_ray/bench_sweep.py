@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from comkd_ray import prepare, search_space, study_file
+from comkd_ray import prepare, provenance, search_space, study_file
 from comkd_ray.bank import read_bank
 from comkd_ray.bank_care import entries
 from comkd_ray.bench_table import Way, grown, summary
@@ -39,7 +39,6 @@ from comkd_ray.errors import UserError
 from comkd_ray.material import read_card, write_card
 from comkd_ray.progress import Watch
 from comkd_ray.protocols import protocol_of
-from comkd_ray.provenance import machine, memory_of
 from comkd_ray.results import Row, read_records
 from comkd_ray.search_space import Overrides
 
@@ -48,6 +47,7 @@ BASELINES = {"published": False, "cached_text": True}
 TUNED = ("one_by_one", "cohorts", "halving")
 CELL = 8
 """Arms of the 2x2 of modules under two seeds, at one temperature."""
+MEMORY_EVERY = 2.0  # seconds between two looks at memory: a look costs a study's processes 30 ms
 CLUSTER = ("RAY_ADDRESS",)  # a Ray that runs already would hide its start
 
 Say = Callable[[str], None]
@@ -123,11 +123,11 @@ def run_timed(command: Sequence[str], environment: Mapping[str, str]) -> Timed:
 
     def look() -> None:
         nonlocal peak, own
-        peak = max(peak, memory_of(process.pid))
-        own = max(own, memory_of(process.pid, alone=True))
+        peak = max(peak, provenance.memory_of(process.pid))
+        own = max(own, provenance.memory_of(process.pid, alone=True))
 
     try:
-        with Watch(look):
+        with Watch(look, MEMORY_EVERY):
             out, err = process.communicate()
     except BaseException:  # Ctrl-C: what was started ends with us
         process.terminate()
@@ -157,7 +157,7 @@ class Sweep:
         self.prepare()
         ways = [self.baseline(way) for way in BASELINES] + [self.tuned(way, self.arms) for way in TUNED]
         gpus = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-        return summary(self.study, self.arms, ways) | {"machine": machine(gpus)}
+        return summary(self.study, self.arms, ways) | {"machine": provenance.machine(gpus)}
 
     def prepare(self) -> None:
         """Tune the teacher, outside of all times; decode the images once for the baseline's shapes."""
@@ -220,7 +220,16 @@ class Sweep:
         banked, late = teacher_images(run, cache)
         found = {name_of(row): values_of(row, self.study) for row in records if row["status"] == "complete"}
         return Way(
-            way, len(records), done.seconds, done.peak, banked + late, late, found, driver_bytes=done.own_peak
+            way,
+            len(records),
+            done.seconds,
+            done.peak,
+            banked + late,
+            late,
+            found,
+            driver_bytes=done.own_peak,
+            stages=stages_of(run, done.seconds),
+            arm_seconds=sum(row["seconds"] for row in records),
         )
 
     def growth(self, counts: Sequence[int]) -> dict[str, Any]:
@@ -239,6 +248,12 @@ def teacher_images(run: Path, cache: Path) -> tuple[int, int]:
     late = [one for one in entries(cache) if one.created is not None and one.created > begun]
     seen = sum(bank.views * len(bank.rows) for bank in banks)
     return seen, sum((one.views or 0) * (one.images or 0) for one in late)
+
+
+def stages_of(run: Path, seconds: float) -> dict[str, float]:
+    """Where a study's seconds went, by its provenance; starts, checks and the report are in no stage."""
+    stages: dict[str, float] = provenance.read(run)["stages"]
+    return stages | {"starting and reporting": seconds - sum(stages.values())}
 
 
 def spread(cells: Sequence[Overrides], count: int) -> list[Overrides]:

@@ -32,6 +32,10 @@ class Way:
     loader: dict[str, Any] | None = None
     driver_bytes: int = 0
     """Peak of the process that a person started, without its workers."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Where the seconds of a study went; they add up to all of them. Empty where no study ran."""
+    arm_seconds: float | None = None
+    """What the arms themselves took within the search, by their records."""
 
 
 def seed_deviation(scores: Mapping[str, tuple[float, float]]) -> float | None:
@@ -76,6 +80,8 @@ def told(way: Way, reference: Way, noise: float | None) -> dict[str, Any]:
         "same_numbers": largest is not None and noise is not None and largest <= NOISE * noise,
         "scores": way.scores,
         "loader": way.loader,
+        "stages": way.stages,
+        "arm_seconds": way.arm_seconds,
     }
 
 
@@ -128,9 +134,21 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         " the teacher was tuned beforehand, in nobody's time",
         "way           seconds  arms/hour   ratio  peak GiB  teacher im  in trials  largest diff",
         *rows,
+        *stage_lines(found["ways"]),
         f"final numbers {agree} within seed noise: standard deviation between seeds "
         f"{number(found['seed_deviation']).strip()} points of the test score; differences are against"
         " one_by_one",
+    ]
+
+
+def stage_lines(ways: Mapping[str, Any]) -> list[str]:
+    """Where the seconds of each way that is a study went."""
+    return [
+        f"{way:<12} spent "
+        + ", ".join(f"{seconds:.0f} s in {stage}" for stage, seconds in one["stages"].items())
+        + f"; its arms themselves {one['arm_seconds']:.0f} s of the search"
+        for way, one in ways.items()
+        if one["stages"]
     ]
 
 

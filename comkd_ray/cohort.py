@@ -23,7 +23,7 @@ from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.losses import align_loss, kd_loss, normalize, per_arm
 from comkd_ray.material import Material
-from comkd_ray.metrics import accuracies, predict, scores
+from comkd_ray.metrics import accuracies, predict, scores, test_scores
 from comkd_ray.models import autocast
 from comkd_ray.optim import SGD, learning_rate
 from comkd_ray.prompts import embed_images, generator
@@ -332,12 +332,6 @@ def seen_scores(study: Study, truth: Shares, agreement: Shares, tested: Shares =
     if study.selection == "promptkd":
         row |= test_scores(study, tested)
     return {OBJECTIVE: row[objective_of(study)]} | row
-
-
-def test_scores(study: Study, shares: Shares) -> Row:
-    """Shares of the groups on test images under the names of the study's protocol."""
-    names = protocol_of(study).scores
-    return {f"test_{name}": value for name, value in zip(names, scores(shares), strict=True)}
 
 
 def _spread(shared: Tensor, place: Tensor) -> Tensor:

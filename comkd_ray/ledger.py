@@ -19,7 +19,7 @@ from comkd_ray.jobs import Asked, arm_identity, asked_columns
 from comkd_ray.material import identity_of
 from comkd_ray.results import Row, write_record
 from comkd_ray.search_space import Overrides
-from comkd_ray.study_file import TOWER
+from comkd_ray.study_file import PIXELS, TOWER
 from comkd_ray.weights import copy_student
 from comkd_ray.words import counted
 
@@ -27,8 +27,6 @@ TAKEN_FROM = "taken_from"
 """Column of a row that another run trained: that run's name."""
 MATERIAL = ("protocol", "selection", "data.", "source", "teacher.", *TOWER)
 """Keys that decide about images, teacher, banks and the frozen tower."""
-PIXELS = ("data.pixels", "source.pixels")
-"""But these: stored or streamed, the numbers are the same."""
 
 
 class Shared(NamedTuple):

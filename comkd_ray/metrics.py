@@ -12,6 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from comkd_ray.config import Study
+from comkd_ray.protocols import protocol_of
+
 Groups = Sequence[range]
 """Labels of the classes that are told apart from each other; together all classes, in order."""
 
@@ -52,3 +55,9 @@ def accuracies(predicted: Tensor, target: Tensor, labels: Tensor, groups: Groups
 def in_group(labels: Tensor, group: range) -> Tensor:
     """Which of `labels` `[M]` belong to a group."""
     return (labels >= group.start) & (labels < group.stop)
+
+
+def test_scores(study: Study, shares: Sequence[float]) -> dict[str, float]:
+    """Shares of the groups on test images, in percent, as the study's protocol names them."""
+    names = protocol_of(study).scores
+    return {f"test_{name}": value for name, value in zip(names, scores(shares), strict=True)}

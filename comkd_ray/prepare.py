@@ -26,7 +26,7 @@ from comkd_ray.material import METHOD, Card
 from comkd_ray.models import Clip, default_device, load_clip
 from comkd_ray.photographs import Photographs, open_both, open_photographs
 from comkd_ray.prompts import check_class_names, check_visual_depth
-from comkd_ray.stage_one import StageOne, bank_images, open_stage_one, spoken_by, test_scores
+from comkd_ray.stage_one import StageOne, bank_images, bank_scores, open_stage_one, spoken_by
 from comkd_ray.student import has_visual_prompts
 from comkd_ray.study_file import digest
 from comkd_ray.teacher import build_text
@@ -180,5 +180,5 @@ class _Preparation:
         return {
             f"{reference}_{name}": value
             for reference, (bank, text) in rows.items()
-            for name, value in test_scores(self.study, self.photographs, bank, text).items()
+            for name, value in bank_scores(self.study, self.photographs, bank, text).items()
         }

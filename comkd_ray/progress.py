@@ -163,10 +163,10 @@ def quiet_libraries(verbose: bool) -> None:
 
 
 class Watch:
-    """A thread that calls `look` twice a second while a block runs, and once at its end."""
+    """A thread that calls `look` every so many seconds while a block runs, and once at its end."""
 
-    def __init__(self, look: Callable[[], None]) -> None:
-        self.look = look
+    def __init__(self, look: Callable[[], None], seconds: float = EVERY) -> None:
+        self.look, self.seconds = look, seconds
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -180,5 +180,5 @@ class Watch:
         self.look()
 
     def _run(self) -> None:
-        while not self.stop.wait(EVERY):
+        while not self.stop.wait(self.seconds):
             self.look()

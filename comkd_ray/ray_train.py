@@ -7,8 +7,6 @@ its own, each taking a share of the arms. The numbers are the same either way.
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,11 +17,11 @@ from comkd_ray.config import Study
 from comkd_ray.data.pixels import Progress
 from comkd_ray.errors import UserError
 from comkd_ray.material import Card, write_card
+from comkd_ray.progress import Meter
 from comkd_ray.results import Row
 from comkd_ray.train import Share
 
 Result = TypeVar("Result")
-Loop = Callable[[dict[str, Any]], None]
 ERROR = "error.txt"
 
 
@@ -52,17 +50,25 @@ def run_local(path: Path, report: Callable[[Row], None]) -> None:
 
 def run_group(path: Path, callbacks: list[Any]) -> None:
     """Train a cohort in a worker group; `callbacks` carry its reports to Tune."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     job = jobs.read_job(path)
-    _group(
+    resources = {"CPU": job.cpus, "GPU": job.gpus} if job.gpus else {"CPU": job.cpus}
+    TorchTrainer(
         _cohort_loop,
-        {"job": str(path)},
-        job.workers,
-        job.cpus,
-        job.gpus,
-        f"{job.cohort}",
-        Path(job.run),
-        callbacks,
-    )
+        train_loop_config={"job": str(path)},
+        torch_config=TorchConfig(backend="gloo"),  # only small Python objects are exchanged
+        scaling_config=ScalingConfig(
+            num_workers=job.workers, use_gpu=job.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=job.cohort,
+            storage_path=str(Path(job.run) / "ray"),
+            callbacks=callbacks,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+        ),
+    ).fit()
 
 
 def tune_teacher(study: Study, cache: Path, progress: Progress) -> str:
@@ -82,75 +88,18 @@ def prepare_here(study: Study, cache: Path, progress: Progress) -> Card:
 def prepare(run: Path, cache: Path, cpus: float, gpus: float, workers: int) -> None:
     """Stage I and the banks in workers of their own; leaves `material.json` in the run directory.
 
-    One worker is a task, in Train's local mode: a group of one would start four processes more. Several are
-    a group, and all do the same: locks in the cache let one tune the teacher, and share the shards out.
-    """
-    config = {"run": str(run), "cache": str(cache), "threads": max(1, int(cpus))}
-    error, name = run / ERROR, f"prepare-{time.time_ns()}"
-    error.unlink(missing_ok=True)
-    if workers == 1:
-        _task(_prepare_alone, config, cpus, gpus)
-    else:
-        _in_thread(partial(_group, _prepare_loop, config, workers, cpus, gpus, name, run, []))
-    if error.exists():
-        raise UserError(error.read_text(encoding="utf-8"))
-
-
-def _task(loop: Loop, config: dict[str, Any], cpus: float, gpus: float) -> None:
-    """Run a loop in a process of the cluster that holds these resources, and wait for it.
-
-    The process ends with it, and its models with the process. Should it be killed, it is tried once more.
+    All do the same: locks in the cache let one tune the teacher, and share the shards out. None waits for
+    another, so each is a task in Train's local mode; a group would start processes more, and all at once. A
+    task's process ends with it, and its models with the process. Should it be killed, it is tried once more.
     """
     import ray
 
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1)(loop)
-    ray.get(task.remote(config))
-
-
-def _in_thread(call: Callable[[], None]) -> None:
-    """Call and wait, open to Ctrl-C: in the main thread Train takes its handler and never gives it back."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as failure:  # to be raised again where a person waits
-            failures.append(failure)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if failures:
-        raise failures[0]
-
-
-def _group(
-    loop: Loop,
-    config: dict[str, Any],
-    workers: int,
-    cpus: float,
-    gpus: float,
-    name: str,
-    run: Path,
-    callbacks: list[Any],
-) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-    TorchTrainer(
-        loop,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="gloo"),  # only small Python objects are exchanged
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(run / "ray"),
-            callbacks=callbacks,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
-        ),
-    ).fit()
+    error = run / ERROR
+    error.unlink(missing_ok=True)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1)(_prepare_as)
+    ray.get([task.remote(run, cache, max(1, int(cpus)), rank) for rank in range(workers)])
+    if error.exists():
+        raise UserError(error.read_text(encoding="utf-8"))
 
 
 def _cohort_loop(config: dict[str, Any]) -> None:
@@ -171,33 +120,18 @@ def _gather(own: dict[str, Any]) -> list[dict[str, Any]]:
     return parts
 
 
-def _prepare_loop(config: dict[str, Any]) -> None:
-    from ray import train
-
-    _prepare_as(config, train.get_context().get_world_rank())
-
-
-def _prepare_alone(config: dict[str, Any]) -> None:
-    run_here(partial(_prepare_as, config, rank=0))
-
-
-def _prepare_as(config: dict[str, Any], rank: int) -> None:
+def _prepare_as(run: Path, cache: Path, threads: int, rank: int) -> None:
     import torch
 
-    from comkd_ray.prepare import prepare as build
-    from comkd_ray.progress import Meter
-
-    torch.set_num_threads(config["threads"])
-    run = Path(config["run"])
-    study = study_file.load(run / "study.yaml")
+    torch.set_num_threads(threads)
+    study, meter = study_file.load(run / "study.yaml"), Meter(run, f"prepare.{rank}")
     try:
-        meter = Meter(run, f"prepare.{rank}")
-        card = build(study, Path(config["cache"]), meter)
+        card = prepare_here(study, cache, meter)
         if rank == 0:
             write_card(run, card)
         if rank == 0 and study.search.arms_per_trial == "auto":  # here, as the driver may have no GPU
             meter("memory", 0, 1)
-            memory_probe.probe(run, Path(config["cache"]), config["threads"])
+            memory_probe.probe(run, cache, threads)
             meter("memory", 1, 1)
     except UserError as error:  # a person's mistake is no crash: hand the words to the driver
         (run / ERROR).write_text(str(error), encoding="utf-8")

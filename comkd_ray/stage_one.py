@@ -24,7 +24,7 @@ from comkd_ray.data.pixels import Progress
 from comkd_ray.errors import UserError
 from comkd_ray.losses import normalize
 from comkd_ray.material import METHOD, TunedTeacher
-from comkd_ray.metrics import accuracies, predict, scores
+from comkd_ray.metrics import accuracies, predict, test_scores
 from comkd_ray.models import Clip, default_device, load_clip
 from comkd_ray.photographs import Photographs, open_source, shots, teacher_views
 from comkd_ray.prompts import check_class_names, check_text_depth, check_visual_depth
@@ -100,7 +100,7 @@ def spoken_by(clip: Clip, tuned: TunedTeacher) -> tuple[Tensor | None, str]:
     return tuned.visual[None], digest(clip.digest, tuned.digest)
 
 
-def test_scores(study: Study, photographs: Photographs, bank: Bank, text: Tensor) -> dict[str, float]:
+def bank_scores(study: Study, photographs: Photographs, bank: Bank, text: Tensor) -> dict[str, float]:
     """Test accuracies in percent, `test_...` as the protocol names them.
 
     bank: holds the test images, centre view. text `[C, D]`: unit features of all classes.
@@ -109,8 +109,7 @@ def test_scores(study: Study, photographs: Photographs, bank: Bank, text: Tensor
     labels = torch.from_numpy(photographs.labels[images])
     logits = normalize(bank.take(0, images, text.device)) @ text.T
     shares = accuracies(predict(logits[None].cpu(), labels, groups), labels, labels, groups)[0]
-    names = protocol_of(study).scores
-    return {f"test_{name}": value for name, value in zip(names, scores(shares), strict=True)}
+    return test_scores(study, shares)
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ class StageOne:
         halves = protocol_of(self.study).has_halves
         bank = self.bank(*spoken_by(self.clip, tuned), self.photographs.evaluated, [CENTER])
         text = class_features(self.clip, tuned, self.photographs.table.classes, self.progress)
-        tested = test_scores(self.study, self.photographs, bank, text)
+        tested = bank_scores(self.study, self.photographs, bank, text)
         own = "val_base_accuracy" if halves else "val_accuracy"
         config = tuned.card["config"]
         return {

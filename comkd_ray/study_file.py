@@ -27,6 +27,7 @@ ASSETS = "assets:"  # a path that starts so lies inside the installed package
 SEARCHABLE = ("student.", "loss.", "train.")
 ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
 TOWER = ("student.model", "student.pretrained", "student.image_size")  # one frozen tower a study
+PIXELS = ("data.pixels", "source.pixels")  # how images are read: whatever they say, the numbers are the same
 
 Json = dict[str, Any]
 

@@ -25,15 +25,8 @@ from comkd_ray.search_space import Overrides, Scalar
 from comkd_ray.weights import copy_student
 
 FILE = "fork.json"
-FREE = (
-    "compute.",
-    "search.arms",
-    "note",
-    "data.pixels",
-    "source.pixels",
-)  # what may change while a study goes on
-
-
+FREE = ("compute.", "search.arms", "note", *study_file.PIXELS)
+"""What may change while a study goes on."""
 GROWS = ("search.", "ablate.seeds", "ablate.max_seeds", "ablate.retune")
 """The same of an ablation: a cell that has a record stays what it is."""
 
@@ -128,7 +121,7 @@ def plan_fork(study: Study, reports: Path, name: str) -> Fork:
     origin, run = reports / study.study, reports / name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--fork {name}: a study's name has letters, digits and . _ - only")
-    if run.exists():
+    if run.exists() and not _is_beginning(run):
         raise UserError(f"--fork {name}: {run} exists; nothing was written")
     if not (origin / "study.yaml").exists() or not read_records(origin):
         raise UserError(f"--fork {name}: {origin} holds no records to take over")
@@ -136,6 +129,11 @@ def plan_fork(study: Study, reports: Path, name: str) -> Fork:
     if not changes:
         raise UserError(f"--fork {name}: nothing differs from {origin}; --resume --add-arms N goes on there")
     return Fork(study.model_copy(update={"study": name}), run, origin, changes)
+
+
+def _is_beginning(run: Path) -> bool:
+    """Whether a directory is what a fork leaves that was killed before its study file was written."""
+    return run.is_dir() and all(path.name.startswith(FILE) for path in run.iterdir())
 
 
 def begin_fork(fork: Fork) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from comkd_ray import bench_step, cli, prepare, results, search_space, study_file
+from comkd_ray import bench_step, cli, prepare, provenance, results, search_space, stopwatch, study_file
 from comkd_ray.bench_step import Limits, Step, Traffic
 from comkd_ray.bench_sweep import (
     Sweep,
@@ -25,6 +25,7 @@ from comkd_ray.bench_sweep import (
     name_of,
     run_timed,
     spread,
+    stages_of,
     study_of,
     teacher_images,
     tune_command,
@@ -206,7 +207,7 @@ def found(world: Path) -> Tree:
         way("published", 800.0, 0.5, arms_run=2, teacher_images=7000, teacher_images_in_trials=7000),
         way("cached_text", 600.0, 0.5, arms_run=2),
         way("one_by_one", 400.0),
-        way("cohorts", 200.0, 1e-4),
+        way("cohorts", 200.0, 1e-4, stages={"bank": 30.4, "search": 120.0}, arm_seconds=99.6),
         way("halving", 100.0),
     ]
     return summary(outer.study(world), 8, ways)
@@ -246,6 +247,19 @@ def test_the_table_says_what_was_scaled(found: Tree) -> None:
     assert rows[6].split()[:4] == ["halving", "100", "288.0", "8.00"]
 
 
+def test_the_table_says_where_the_seconds_of_a_study_went(found: Tree) -> None:
+    spent = [row for row in lines(found) if " spent " in row]
+    assert spent == [
+        "cohorts      spent 30 s in bank, 120 s in search; its arms themselves 100 s of the search"
+    ]
+
+
+def test_stages_of_a_study_add_up_to_its_seconds(tmp_path: Path) -> None:
+    provenance.update(tmp_path, stages={"pixels": 1.5, "search": 20.0})
+    stages = stages_of(tmp_path, 30.0)
+    assert stages == {"pixels": 1.5, "search": 20.0, "starting and reporting": 8.5}
+
+
 # One step ---------------------------------------------------------------------------------------
 
 
@@ -253,7 +267,7 @@ def test_the_table_says_what_was_scaled(found: Tree) -> None:
 def measured(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Tree:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(bench_step, "REPEATS", 1)
+        patch.setattr(stopwatch, "SHARE", 0.0)
         return bench_step.bench_step(outer.study(world), tmp_path_factory.mktemp("cache"), (1, 2))
 
 
@@ -297,7 +311,7 @@ def test_a_tower_without_prompts_is_measured_on_its_bank(world: Path, tmp_path: 
     study = outer.study(world, student={"prompt_length": 0})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setattr(bench_step, "REPEATS", 1)
+        patch.setattr(stopwatch, "SHARE", 0.0)
         found = bench_step.bench_step(study, tmp_path, (2,))
     assert 0 < found["steps"][0]["flops"] < measured["steps"][1]["flops"] / 2
 
@@ -306,7 +320,7 @@ def test_a_tower_without_prompts_is_measured_on_its_bank(world: Path, tmp_path: 
 
 
 def test_step_prints_one_object(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_step, "REPEATS", 1)
+    monkeypatch.setattr(stopwatch, "SHARE", 0.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("COMKD_CACHE", str(tmp_path / "cache"))
     path = outer.write_yaml(tmp_path / "tiny.yaml", outer.tree(world))

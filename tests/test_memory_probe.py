@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import outer
@@ -273,19 +272,16 @@ def begun(run: Path, tmp_path: Path) -> Path:
 
 def test_the_first_preparing_worker_probes(run: Path, begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said(monkeypatch, 0, "peak 1 5000\npeak 3 7000\n", "")
-    config = {"run": str(begun), "cache": str(run.parent / "cache"), "threads": 7}
+    cache = run.parent / "cache"
     for rank in (1, 0):
-        monkeypatch.setattr(
-            "ray.train.get_context", lambda rank=rank: SimpleNamespace(get_world_rank=lambda: rank)
-        )
-        ray_train._prepare_loop(config)
+        ray_train._prepare_as(begun, cache, 7, rank)
         assert (read_memory(begun) is not None) == (rank == 0)
     memory = read_memory(begun)
     assert memory is not None
     assert (memory.fixed, memory.per_arm) == (4000, 1000)
     assert not (begun / ray_train.ERROR).exists()
     said(monkeypatch, 1, "", "KeyError: 'x'")
-    ray_train._prepare_loop(config | {"threads": 8})
+    ray_train._prepare_as(begun, cache, 8, 0)
     assert "arms_per_trial: auto" in (begun / ray_train.ERROR).read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import fake_run
 import outer
 import pytest
+from test_ledger import searched
 
-from comkd_ray import planner, results, study_file
+from comkd_ray import ablation_run, cluster, planner, results, study_file, study_run
 from comkd_ray.ablation_plan import can_find
+from comkd_ray.ablation_run import open_ablation, retuned_values, run_ablations
 from comkd_ray.arms import SEED, method_of
 from comkd_ray.config import Study
 from comkd_ray.designs import compile_study, settings, with_block
@@ -19,6 +22,7 @@ from comkd_ray.errors import UserError
 from comkd_ray.findings import findings, sentences
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.pairing import FIXED, Rule
+from comkd_ray.progress import Screen
 from comkd_ray.report import page
 from comkd_ray.retune import check_begun, in_words, tunings
 from comkd_ray.retuned import fixed_arms, side_by_side
@@ -127,14 +131,43 @@ def test_searches_that_began_otherwise_are_refused_also_where_they_are_done(tmp_
 
 def test_what_a_search_found_is_its_best_complete_arm(tmp_path: Path) -> None:
     search = tunings(study(), tmp_path, 2, "tiny.yaml")[1]
-    with pytest.raises(UserError, match="no complete arm"):
-        search.found()
+    assert search.found() is None
     for arm, value, status, rate in (("a", 60.0, "complete", 0.01), ("b", 90.0, "pruned", 0.05)):
         assert not search.is_done()
         record = outer.record(arm, value, status, searched=["train.lr"], **{"train.lr": rate})
         results.write_record(search.run, record["arm"], [])
     assert search.is_done()
     assert search.found() == {"student.ifalign": False, "student.edu_attention": True, "train.lr": 0.01}
+
+
+def test_a_setting_whose_arms_all_failed_keeps_its_values_and_that_is_said(tmp_path: Path) -> None:
+    searches, said = tunings(study(), tmp_path, 1, "tiny.yaml"), []
+    for search, status in zip(searches, ("complete", "failed", "complete", "complete"), strict=True):
+        record = outer.record("a", 60.0, status, searched=["train.lr"], **{"train.lr": 0.01})
+        results.write_record(search.run, record["arm"], [])
+    values = retuned_values(searches, said.append)
+    assert values[1] == searches[1].setting
+    assert [one.get("train.lr") for one in values] == [0.01, None, 0.01, 0.01]
+    assert len(said) == 1
+    assert said[0].startswith(f"{searches[1].run}: no arm was trained to the end")
+
+
+def test_the_arm_that_it_starts_from_is_remembered_before_anything_is_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source finds a better arm between a kill in the first search and the same command again."""
+    source = searched(tmp_path)
+    cut_off = study_run.Outcome(tmp_path, 0, 0, 1, 0, None, True, None, 0.0)
+    monkeypatch.setattr(ablation_run, "run_study", lambda *_: cut_off)
+    monkeypatch.setattr(cluster, "connect", lambda *_: contextlib.nullcontext())
+    one = with_block(study(), retune=2)
+    first = open_ablation(one, "tiny.yaml", tmp_path / "tiny", source)
+    assert run_ablations([first], lambda: Screen("quiet"), None, False) == [cut_off]
+    better = outer.record("arm9", 99.0, number=9, searched=["loss.temperature"], **{"loss.temperature": 0.5})
+    results.write_record(source, better["arm"], better["epochs"])
+    again = open_ablation(one, "tiny.yaml", tmp_path / "tiny", source)
+    assert again.study == first.study
+    assert again.study.loss.temperature == 2.0
 
 
 def test_a_setting_with_nothing_to_tune_keeps_its_values() -> None:

@@ -140,11 +140,26 @@ def test_keys_that_only_one_study_has_are_told_apart(tmp_path: Path) -> None:
     assert "search.space.train.lr.float: [0.003, 0.1] -> -" in lines
 
 
+def test_what_a_killed_fork_left_takes_no_name(tmp_path: Path) -> None:
+    """It was cut off before its study file was there: nothing of anybody's is in it."""
+    run_arms(searched(tmp_path), tmp_path / "tiny", 1)
+    fork = study_life.plan_fork(searched(tmp_path, arms=9), tmp_path, "fork")
+    fork.run.mkdir()
+    study_life.begin_fork(fork)
+    assert (fork.run / "fork.json").exists()
+    again = study_life.plan_fork(searched(tmp_path, arms=9), tmp_path, "fork")
+    assert again == fork
+
+
 @pytest.mark.parametrize("there", ["folder", "file"])
 def test_where_the_name_is_taken_nothing_is_written(tmp_path: Path, there: str) -> None:
     run_arms(searched(tmp_path), tmp_path / "tiny", 1)
     taken = tmp_path / "fork"
-    taken.mkdir() if there == "folder" else taken.write_text("mine")
+    if there == "folder":
+        taken.mkdir()
+        (taken / "notes.txt").write_text("mine")
+    else:
+        taken.write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=r"--fork fork: .*fork exists; nothing was written"):
         study_life.plan_fork(searched(tmp_path, 9), tmp_path, "fork")

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from subprocess import Popen
@@ -23,14 +24,14 @@ import outer
 import psutil
 import pytest
 
-from comkd_ray import cluster, prepare, results, study_file
+from comkd_ray import cluster, prepare, ray_train, results, study_file
 from comkd_ray import tune as ray_search
 from comkd_ray.ablation import GridArms
 from comkd_ray.cohort_size import read_memory
 from comkd_ray.config import Compute
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import read_job
-from comkd_ray.material import write_card
+from comkd_ray.material import read_card, write_card
 from comkd_ray.optuna_search import open_journal
 
 pytestmark = pytest.mark.slow
@@ -212,6 +213,28 @@ def test_memory_is_probed_where_arms_run_and_sizes_the_cohorts(world: Path, tmp_
     assert sizes[0] == chosen["auto"]
     assert sum(sizes) == 4
     assert results.read_arms(run)["status"].to_list() == ["complete"] * 4
+
+
+def prepare_beside(world: Path, run: Path, cache: Path, workers: int) -> dict[str, Any]:
+    """The card that several preparing workers leave."""
+    study = outer.study(world, compute={"cpus": 0.5})
+    run.mkdir()
+    study_file.dump(study, run / "study.yaml")
+    ray_train.prepare(run, cache, 0.5, 0.0, workers)
+    return asdict(read_card(run))
+
+
+def test_preparing_workers_share_one_teacher_and_its_banks(
+    driver: Driver, world: Path, tmp_path: Path
+) -> None:
+    cards = [driver.run(prepare_beside, world, tmp_path / f"{n}", tmp_path / f"cache-{n}", n) for n in (1, 3)]
+    for card in cards:
+        card.pop("stages")
+    assert cards[0] == cards[1]
+    assert len(list((tmp_path / "cache-3" / "teachers").glob("*/card.json"))) == 1
+    states = sorted(path.name for path in (tmp_path / "3" / "progress").iterdir())
+    assert states == ["prepare.0.json", "prepare.1.json", "prepare.2.json"]
+    driver.wait_until_all_is_free()
 
 
 # Where arms run -----------------------------------------------------------------------------------
@@ -507,23 +530,23 @@ def test_an_ablation_takes_the_cells_of_a_study_and_adds_seeds_to_open_claims(
 def test_every_setting_is_re_tuned_with_one_ray_and_the_same_command_goes_on(
     world: Path, tmp_path: Path
 ) -> None:
-    """A Ray of its own serves four searches and the cells; Ctrl-C between them loses nothing."""
-    ablation(tmp_path, world, outer.tpe(6, arms_per_trial=2))
+    """A Ray of its own serves both searches and the cells; Ctrl-C between them loses nothing."""
+    ablation(tmp_path, world, outer.tpe(6, arms_per_trial=2), factors={"student.ifalign": [False, True]})
     words, run = ["ablate", "tiny.yaml", "--retune", "3", "--quiet"], tmp_path / "reports" / "tiny-ablate"
     process = outer.start(words, world / "cache", tmp_path)
-    first = run / "retune" / "00-ifalign-false-edu_attention-false"
+    first = run / "retune" / "00-ifalign-false"
     stop(process, first, 3, lambda one: one.send_signal(signal.SIGINT))
     assert process.returncode == 130
     ended = outer.comkd(words, world / "cache", tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     searches = [folder for folder in sorted((run / "retune").iterdir()) if folder.is_dir()]
-    assert len(searches) == 4
+    assert len(searches) == 2
     for folder in searches:
         arms = results.read_arms(folder)
         assert len(arms) == 3
         assert set(arms["seed"]) == {0}
     study = study_file.load(run / "study.yaml")
     assert study.ablate is not None
-    assert len(study.ablate.retuned) == 4
-    assert 8 <= len(results.read_arms(run)) <= 16
+    assert len(study.ablate.retuned) == 2
+    assert 4 <= len(results.read_arms(run)) <= 8
     assert "Fixed and re-tuned knobs, side by side" in (run / "report.html").read_text()

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
+from scipy import stats
 
 from comkd_ray import study_file
 from comkd_ray.arms import full_budget
@@ -156,17 +158,34 @@ def faint(color: str) -> str:
     return f"rgba({red},{green},{blue},0.16)"
 
 
+def apart(own: Sequence[Curve], reference: Sequence[Curve], arm: int) -> tuple[float, float, float]:
+    """(low, mean, high) of the difference after `arm` arms, by Welch's 95 % interval."""
+    ours, theirs = ([curve[arm - 1] for curve in curves] for curves in (own, reference))
+    low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+    return float(low), statistics.fmean(ours) - statistics.fmean(theirs), float(high)
+
+
 def markdown(curves: Mapping[str, Sequence[Curve]]) -> str:
-    """Best so far after a quarter, half and all of the arms: mean and 95 % interval over runs."""
+    """Best so far after a quarter, half and all of the arms, and at the end against the first sampler.
+
+    Means and 95 % intervals over runs.
+    """
     arms = len(next(iter(curves.values()))[0])
     counts = sorted({max(1, arms // 4), max(1, arms // 2), arms})
-    lines = [f"| sampler | runs | {' | '.join(f'after {count} arms' for count in counts)} |"]
-    lines.append("| --- " * (2 + len(counts)) + "|")
+    first = next(iter(curves))
+    heads = ["sampler", "runs", *(f"after {count} arms" for count in counts), f"against {first}"]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, own in curves.items():
-        cells = [band(at(own, count)) for count in counts]
-        words = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for low, mean, high in cells]
-        lines.append(f"| {name} | {len(own)} | {' | '.join(words)} |")
+        cells = [worded(band(at(own, count))) for count in counts]
+        cells.append("" if name == first or len(own) < 2 else worded(apart(own, curves[first], arms), "+"))
+        lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def worded(found: tuple[float, float, float], sign: str = "") -> str:
+    """A mean and its interval."""
+    low, mean, high = found
+    return f"{mean:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
 def main(words: Sequence[str] | None = None) -> int:
