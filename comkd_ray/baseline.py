@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from comkd_ray import process
 from comkd_ray.bank import CENTER
 from comkd_ray.bench_files import FileViews, Item, Order
 from comkd_ray.cohort import EVAL_BATCH, Knobs, batch_order, seen_scores
@@ -185,7 +186,7 @@ def probe(arm: Published) -> dict[str, Any]:
     tried = []
     for workers in sorted({0, 1, 2, cores // 2, cores}):
         for threads in sorted({cores, max(1, cores - workers)}):
-            torch.set_num_threads(threads)
+            process.set_up(threads)
             order = Order()
             order.items = items(arm.study, arm.photographs, 1)
             batches = iter(arm.loader(order, workers, arm.study.train.batch_size, drop_last=True))
@@ -218,7 +219,7 @@ def main() -> None:
     if work["workers"] is None:
         print(json.dumps(probe(arm)))
         return
-    torch.set_num_threads(work["threads"])
+    process.set_up(work["threads"])
     print(json.dumps(train_arm(arm, work["workers"])))
 
 

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from comkd_ray import process
 from comkd_ray.bank import CENTER, pixels_of
 from comkd_ray.bank_store import BATCH
 from comkd_ray.bench_files import FileViews
@@ -106,6 +107,7 @@ def _tensors(tree: object) -> list[Tensor]:
 
 def bench_step(study: Study, cache: Path, sizes: Sequence[int] = ARMS) -> dict[str, Any]:
     """Measure everything for one study; what is in `cache` already is not decoded again."""
+    process.set_up()
     device = default_device()
     photographs = open_photographs(study, cache, lambda *_: None)
     teacher, student = load_clip(study.teacher, device), load_clip(study.student, device)

@@ -13,9 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from comkd_ray import study_file
+from comkd_ray import process, study_file
 from comkd_ray.cohort import Arm
 from comkd_ray.config import Study
 from comkd_ray.material import Material, open_material, read_card
@@ -116,7 +114,7 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
     of the group, and the next structure goes on.
     """
     job = read_job(path)
-    torch.set_num_threads(job.threads)
+    process.set_up(job.threads)
     study, material = _shared(job.run, job.cache)
     records: dict[str, Row] = {}
     for one in job.arms:

@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 import torch
 
-from comkd_ray import study_file
+from comkd_ray import process, study_file
 from comkd_ray.cohort import EVAL_BATCH, Arm, Cohort
 from comkd_ray.cohort_size import FILE, Memory
 from comkd_ray.config import Study
@@ -197,7 +197,7 @@ def _few(material: Material, study: Study) -> Material:
 def main(words: Sequence[str]) -> None:
     """Print `peak ARMS BYTES` for each of SIZES."""
     run, cache, threads = Path(words[0]), Path(words[1]), int(words[2])
-    torch.set_num_threads(threads)
+    process.set_up(threads)
     study = study_file.load(run / "study.yaml")
     material = open_material(study, read_card(run), cache)
     for arms in SIZES:

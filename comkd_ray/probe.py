@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from comkd_ray import process
 from comkd_ray.bank import pixels_of
 from comkd_ray.bank_store import BATCH
 from comkd_ray.config import Study, Tower
@@ -98,7 +99,7 @@ def probe(study: Study, kinds: Mapping[str, Study], arms: int) -> Pace:
     UserError for what `tune` would refuse too.
     """
     begun, others, device = time.perf_counter(), Others(), device_of(study)
-    torch.set_num_threads(max(1, int(study.compute.cpus)))
+    process.set_up(max(1, int(study.compute.cpus)))
     listing, table = timed(lambda: target_table(study, silent))
     taught = source_table(study, table, silent)
     with tempfile.TemporaryDirectory(prefix="comkd-probe-") as folder:

@@ -33,6 +33,9 @@ def run_here(work: Callable[[], Result]) -> Result:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from comkd_ray import process
+
+    process.set_up()
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces the mode every time
     results: list[Result] = []
     TorchTrainer(
@@ -121,9 +124,9 @@ def _gather(own: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _prepare_as(run: Path, cache: Path, threads: int, rank: int) -> None:
-    import torch
+    from comkd_ray import process
 
-    torch.set_num_threads(threads)
+    process.set_up(threads)
     study, meter = study_file.load(run / "study.yaml"), Meter(run, f"prepare.{rank}")
     try:
         card = prepare_here(study, cache, meter)

@@ -52,8 +52,9 @@ ALLOWED = {
     "data.pixels": "data.datasets data.decoding data.storing data.views errors |",
     "data.stream": "config data.datasets data.decoding data.pixels data.storing errors | torch",
     # method
+    "process": "| torch",
     "losses": "| torch",
-    "metrics": "| torch",
+    "metrics": "config protocols | torch",
     "precision": "| torch",
     "optim": "precision | torch",
     "models": "config errors study_file | open_clip safetensors torch",
@@ -79,10 +80,11 @@ ALLOWED = {
     # Ray and Optuna
     "progress": "|",
     "provenance": "__init__ results |",
-    "jobs": "cohort config material progress protocols results search_space study_file train weights | torch",
+    "jobs": "cohort config material process progress protocols results search_space study_file train"
+    " weights |",
     "cohort_size": "config search_space |",
-    "memory_probe": "cohort cohort_size config data.datasets errors jobs material models protocols results"
-    " search_space study_file | torch",
+    "memory_probe": "cohort cohort_size config data.datasets errors jobs material models process protocols"
+    " results search_space study_file | torch",
     "budget": "config protocols |",
     "journal": "quarantine results | optuna",
     "samplers": "config search_space | optuna scipy",
@@ -95,8 +97,8 @@ ALLOWED = {
     "retune": "arms config designs errors jobs results search_space study_file study_life words |",
     "ablation_plan": "config designs fractional ledger planner sequential words |",
     "cluster": "config errors | ray",
-    "ray_train": "config data.pixels errors jobs material memory_probe prepare progress results stage_one"
-    " study_file train | ray ray.train torch",
+    "ray_train": "config data.pixels errors jobs material memory_probe prepare process progress results"
+    " stage_one study_file train | ray ray.train torch",
     "tune": "budget cluster config jobs material optuna_search progress protocols ray_train results"
     " search_space study_file train weights | ray ray.tune",
     # report
@@ -157,7 +159,7 @@ ALLOWED = {
     "rehearsal": "bank cohort config data.datasets data.folders losses material models photographs prompts"
     " search_space study_file | torch",
     "probe": "bank bank_store config data.datasets data.folders data.pixels errors material models"
-    " photographs protocols rehearsal stopwatch student teacher | open_clip torch",
+    " photographs process protocols rehearsal stopwatch student teacher | open_clip torch",
     "lineup": "cohort cohort_size config jobs plan study_file |",
     "forecast": "bank_store cluster cohort config errors jobs lineup plan probe simulate teacher train words"
     " | torch",
@@ -165,13 +167,13 @@ ALLOWED = {
     " journal ledger material optuna_search photographs plan prepare progress protocols provenance"
     " ray_train report results search_space study_file study_life tune weights |",
     "ablation_run": "ablation_plan cluster config designs errors joint_report ledger plan progress retune"
-    " starting_point study_file study_life study_run words |",
+    " search_space starting_point study_file study_life study_run words |",
     # measuring
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"
-    " photographs prepare prompts results stage_one student study_file teacher | torch",
-    "bench_step": "bank bank_store bench_files config data.datasets data.stream material models photographs"
-    " provenance rehearsal stage_one stopwatch teacher | torch",
+    " photographs prepare process prompts results stage_one student study_file teacher | torch",
+    "bench_step": "bank bank_store bench_files config data.datasets data.stream material models"
+    " photographs process provenance rehearsal stage_one stopwatch teacher | torch",
     "bench_scale": "config errors jobs lineup optuna_search protocols provenance rehearsal report"
     " results study_file tune weights |",
     "scale": "bank_store config data.datasets data.splits forecast lineup plan study_file |",

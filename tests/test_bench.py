@@ -17,7 +17,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from comkd_ray import bench_step, cli, prepare, provenance, results, search_space, stopwatch, study_file
+from comkd_ray import (
+    bench_step,
+    bench_sweep,
+    cli,
+    prepare,
+    provenance,
+    results,
+    search_space,
+    stopwatch,
+    study_file,
+)
 from comkd_ray.bench_step import Limits, Step, Traffic
 from comkd_ray.bench_sweep import (
     Sweep,
@@ -125,6 +135,12 @@ def test_a_study_that_did_not_end_well_is_no_measurement(said: str, why: str) ->
         end_event(said)
 
 
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_sweep, "MEMORY_EVERY", 0.3)
+
+
+@pytest.mark.usefixtures("often")
 def test_a_process_is_timed_with_its_memory() -> None:
     code = "import time; held = bytearray(60_000_000); time.sleep(1.2); print(len(held))"
     done = run_timed([sys.executable, "-c", code], os.environ)
@@ -133,6 +149,7 @@ def test_a_process_is_timed_with_its_memory() -> None:
     assert 60_000_000 < done.own_peak <= done.peak < 2_000_000_000
 
 
+@pytest.mark.usefixtures("often")
 def test_memory_alone_is_without_what_a_process_started() -> None:
     child = "held = bytearray(90_000_000); import time; time.sleep(1.2)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{child}'])"

@@ -79,7 +79,10 @@ def test_a_comparison_leaves_a_figure_and_a_table(
     assert tool.main(["compare", str(file), *words, "--out", str(tmp_path / "out")]) == 0
     printed = (tmp_path / "out" / "samplers.md").read_text()
     assert printed == capsys.readouterr().out
-    assert printed.splitlines()[0] == "| sampler | runs | after 3 arms | after 6 arms | after 12 arms | against random |"
+    assert (
+        printed.splitlines()[0]
+        == "| sampler | runs | after 3 arms | after 6 arms | after 12 arms | against random |"
+    )
     assert [line.split()[1] for line in printed.splitlines()[2:]] == ["random", "tpe"]
     assert "random (3 runs)" in (tmp_path / "out" / "samplers.html").read_text()
 
