@@ -5,9 +5,10 @@
 What `bench sweep` compares with, after PromptKD's loop (PAPER 5.1-5.4, 5.18). Every image is decoded
 from its file and augmented by PIL in torch's DataLoader, every time; the teacher's image tower runs
 on every batch, in evaluation too; its text tower runs over all class names in every step unless
-`cached_text` is set. The student's modules, losses, optimiser, image order and crop boxes are the
-product's own, with one arm, so only the way to pixels and teacher features differs, and the numbers
-must agree up to what the bank's float16 and the store's square cost.
+`cached_text` is set. The allocator gives freed memory back, as it does by itself, unless `kept_memory`
+is set. The student's modules, losses, optimiser, image order and crop boxes are the product's own,
+with one arm, so only the way to pixels and teacher features differs, and the numbers must agree up to
+what the bank's float16 and the store's square cost.
 Prints one JSON line: scores of the best epoch, and the images that went through the teacher.
 
 Shapes: B images, C classes, D joint width.
@@ -186,7 +187,7 @@ def probe(arm: Published) -> dict[str, Any]:
     tried = []
     for workers in sorted({0, 1, 2, cores // 2, cores}):
         for threads in sorted({cores, max(1, cores - workers)}):
-            process.set_up(threads)
+            torch.set_num_threads(threads)
             order = Order()
             order.items = items(arm.study, arm.photographs, 1)
             batches = iter(arm.loader(order, workers, arm.study.train.batch_size, drop_last=True))
@@ -215,11 +216,13 @@ def open_arm(work: dict[str, Any]) -> Published:
 def main() -> None:
     """Carry out the work order that the command line names."""
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if work["kept_memory"]:
+        process.keep_freed_memory()
     arm = open_arm(work)
     if work["workers"] is None:
         print(json.dumps(probe(arm)))
         return
-    process.set_up(work["threads"])
+    torch.set_num_threads(work["threads"])
     print(json.dumps(train_arm(arm, work["workers"])))
 
 

@@ -1,9 +1,10 @@
-"""The same arms in five ways, timed on one machine: `comkd-ray bench sweep`.
+"""The same arms in six ways, timed on one machine: `comkd-ray bench sweep`.
 
     published           PromptKD's loop (baseline.py): both towers of the teacher in every step, JPEG
                         decoding in a DataLoader with the number of workers that is best here, one
                         process an arm
     cached_text         the same, its text features computed once
+    kept_memory         the same, and the allocator keeps freed memory, as ours does (process.py)
     one_by_one          `comkd-ray tune`, arms_per_trial: 1
     cohorts             `comkd-ray tune`, the study's arms_per_trial
     halving             the same, and the weakest arms leave at the rungs
@@ -42,8 +43,12 @@ from comkd_ray.protocols import protocol_of
 from comkd_ray.results import Row, read_records
 from comkd_ray.search_space import Overrides
 
-BASELINES = {"published": False, "cached_text": True}
-"""Name: whether the teacher's text features are cached."""
+BASELINES = {
+    "published": {"cached_text": False, "kept_memory": False},
+    "cached_text": {"cached_text": True, "kept_memory": False},
+    "kept_memory": {"cached_text": True, "kept_memory": True},
+}
+"""The loops, and what is changed in them."""
 TUNED = ("one_by_one", "cohorts", "halving")
 CELL = 8
 """Arms of the 2x2 of modules under two seeds, at one temperature."""
@@ -195,7 +200,7 @@ class Sweep:
             "run": str(self.folder / "published"),
             "cache": str(self.folder / "cache"),
             "overrides": cell,
-            "cached_text": BASELINES[way],
+            **BASELINES[way],
             "workers": loader["workers"],
             "threads": loader.get("threads"),
         }

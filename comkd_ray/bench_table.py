@@ -60,6 +60,11 @@ def summary(study: Study, arms: int, ways: Sequence[Way]) -> dict[str, Any]:
     found["seconds"] = {way.way: way.seconds for way in ways}
     found["arms_per_hour"] = {way.way: 3600 * arms / way.seconds for way in ways}
     found |= {f"ratio_{way.way}": first.seconds / way.seconds for way in ways[1:]}
+    loop = min(ways[: ways.index(reference)], key=lambda way: way.seconds, default=first)
+    found["fastest_loop"] = loop.way
+    found["against_fastest_loop"] = {
+        way.way: loop.seconds / way.seconds for way in ways[ways.index(reference) :]
+    }
     found["ways"] = {way.way: told(way, reference, noise) for way in ways}
     found["same_numbers"] = all(one["same_numbers"] for one in found["ways"].values())
     return found
@@ -135,6 +140,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         "way           seconds  arms/hour   ratio  peak GiB  teacher im  in trials  largest diff",
         *rows,
         *stage_lines(found["ways"]),
+        f"against {found['fastest_loop']}, the fastest loop: "
+        + ", ".join(f"{way} {ratio:.2f}" for way, ratio in found["against_fastest_loop"].items()),
         f"final numbers {agree} within seed noise: standard deviation between seeds "
         f"{number(found['seed_deviation']).strip()} points of the test score; differences are against"
         " one_by_one",

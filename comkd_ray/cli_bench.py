@@ -20,7 +20,7 @@ def bench() -> None:
 
     \b
     Examples:
-      comkd-ray bench sweep                     16 arms in five ways, about 15 minutes on 2 cores
+      comkd-ray bench sweep                     16 arms in six ways, about 15 minutes on 2 cores
       comkd-ray bench sweep STUDY.yaml --set data.root=DIR --baseline-arms 16
       comkd-ray bench growth                    16 arms against 64
       comkd-ray bench step --json               steps, bank and pixels against the machine's limits

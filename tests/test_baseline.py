@@ -54,7 +54,7 @@ def order(world: Path) -> Callable[..., Tree]:
     """The work order of an arm with these values."""
 
     def order(overrides: Tree, **more: Any) -> Tree:
-        own = {"cached_text": False, "workers": 0, "threads": 1}
+        own = {"cached_text": False, "kept_memory": False, "workers": 0, "threads": 1}
         places = {"run": str(world / "run"), "cache": str(world / "cache")}
         return places | {"overrides": overrides} | own | more
 

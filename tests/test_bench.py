@@ -53,7 +53,7 @@ RECORDED = """\
 {"event": "end", "seconds": 213.4, "report": "/tmp/x/report.html", "arms": 16, "failed": 0, "left": 0, \
 "best": {"arm": "0123456789ab", "objective": 41.5, "test_harmonic_mean": 39.1}}
 """
-WAYS = ("published", "cached_text", "one_by_one", "cohorts", "halving")
+WAYS = ("published", "cached_text", "kept_memory", "one_by_one", "cohorts", "halving")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_ways_differ_in_cohorts_and_halving_alone(world: Path) -> None:
     study = outer.study(world, outer.tpe(4, arms_per_trial=6, halving={"eta": 2, "min_epochs": 1}))
     made = {way: study_of(study, way, 16) for way in WAYS}
     assert {way: one.search.arms_per_trial for way, one in made.items()} == {
-        "published": 6, "cached_text": 6, "one_by_one": 1, "cohorts": 6, "halving": 6,
+        "published": 6, "cached_text": 6, "kept_memory": 6, "one_by_one": 1, "cohorts": 6, "halving": 6,
     }  # fmt: skip
     assert [way for way, one in made.items() if one.search.halving] == ["halving"]
     same = {one.model_dump_json(exclude={"study", "search"}) for one in made.values()}
@@ -223,6 +223,7 @@ def found(world: Path) -> Tree:
     ways = [
         way("published", 800.0, 0.5, arms_run=2, teacher_images=7000, teacher_images_in_trials=7000),
         way("cached_text", 600.0, 0.5, arms_run=2),
+        way("kept_memory", 500.0, 0.5, arms_run=2),
         way("one_by_one", 400.0),
         way("cohorts", 200.0, 1e-4, stages={"bank": 30.4, "search": 120.0}, arm_seconds=99.6),
         way("halving", 100.0),
@@ -233,9 +234,14 @@ def found(world: Path) -> Tree:
 def test_ratios_are_the_published_seconds_over_each(found: Tree) -> None:
     ratios = {key: value for key, value in found.items() if key.startswith("ratio_")}
     assert ratios == {
-        "ratio_cached_text": pytest.approx(800 / 600), "ratio_one_by_one": 2.0, "ratio_cohorts": 4.0,
-        "ratio_halving": 8.0,
+        "ratio_cached_text": pytest.approx(800 / 600), "ratio_kept_memory": 1.6, "ratio_one_by_one": 2.0,
+        "ratio_cohorts": 4.0, "ratio_halving": 8.0,
     }  # fmt: skip
+    assert found["fastest_loop"] == "kept_memory"
+    assert found["against_fastest_loop"] == {"one_by_one": 1.25, "cohorts": 2.5, "halving": 5.0}
+    assert "against kept_memory, the fastest loop: one_by_one 1.25, cohorts 2.50, halving 5.00" in lines(
+        found
+    )
     assert found["seconds"]["published"] == 800.0
     assert found["arms_per_hour"]["halving"] == pytest.approx(8 * 36)
     assert json.loads(json.dumps(found, allow_nan=False))["event"] == "bench sweep"
@@ -260,8 +266,8 @@ def test_without_a_second_seed_nothing_is_called_equal(world: Path) -> None:
 
 def test_the_table_says_what_was_scaled(found: Tree) -> None:
     rows = lines(found)
-    assert [row for row in rows if "scaled from 2 arms" in row] == rows[2:4]
-    assert rows[6].split()[:4] == ["halving", "100", "288.0", "8.00"]
+    assert [row for row in rows if "scaled from 2 arms" in row] == rows[2:5]
+    assert rows[7].split()[:4] == ["halving", "100", "288.0", "8.00"]
 
 
 def test_the_table_says_where_the_seconds_of_a_study_went(found: Tree) -> None:
