@@ -9,6 +9,7 @@ from types import ModuleType
 
 import polars as pl
 import pytest
+from scipy.stats import ttest_ind
 
 from comkd_ray.search_space import Dimension
 from comkd_ray.stats import estimate
@@ -85,6 +86,15 @@ def test_a_comparison_leaves_a_figure_and_a_table(
     )
     assert [line.split()[1] for line in printed.splitlines()[2:]] == ["random", "tpe"]
     assert "random (3 runs)" in (tmp_path / "out" / "samplers.html").read_text()
+
+
+def test_samplers_are_held_apart_by_welchs_interval(tool: ModuleType) -> None:
+    own, reference = [[1.0, 4.0], [2.0, 6.0], [0.0, 5.5]], [[0.0, 1.0], [0.0, 1.5], [0.0, 3.0], [0.0, 2.0]]
+    low, mean, high = tool.apart(own, reference, 2)
+    theirs = ttest_ind([4.0, 6.0, 5.5], [1.0, 1.5, 3.0, 2.0], equal_var=False).confidence_interval()
+    assert (low, high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
+    assert mean == pytest.approx((low + high) / 2)
+    assert tool.apart([[1.0], [1.0]], [[3.0], [3.0]], 1) == (-2.0, -2.0, -2.0)
 
 
 def test_curves_only_rise_and_have_one_value_an_arm(tool: ModuleType) -> None:
