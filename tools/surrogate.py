@@ -159,7 +159,7 @@ def faint(color: str) -> str:
 
 
 def apart(own: Sequence[Curve], reference: Sequence[Curve], arm: int) -> tuple[float, float, float]:
-    """(low, mean, high) of the difference after `arm` arms, by Welch's 95 % interval; two runs or more each."""
+    """(low, mean, high) of the difference after `arm` arms, by Welch's 95 % interval; two runs or more."""
     samples = [[curve[arm - 1] for curve in curves] for curves in (own, reference)]
     mean = statistics.fmean(samples[0]) - statistics.fmean(samples[1])
     squares = [statistics.variance(one) / len(one) for one in samples]
