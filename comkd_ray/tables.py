@@ -20,8 +20,9 @@ from comkd_ray.variants import Variant, Variants
 from comkd_ray.words import DASH, counted, plain, shown, signed
 
 INTERVAL = "95 % t-interval"
-_DIFFERENCE = [INTERVAL, "sign-flip p", "smallest p", "p (Holm)", "verdict", "more seeds"]
-_AT_ANY_LOOK = [INTERVAL, "p at any look", *_DIFFERENCE[2:]]
+_JUDGED = [INTERVAL, "p (Holm)", "verdict", "more seeds"]  # first, where a narrow window still shows it
+_DIFFERENCE = [*_JUDGED, "sign-flip p", "smallest p"]
+_AT_ANY_LOOK = [*_JUDGED, "p at any look", "smallest p"]
 VARIANTS = 60
 """A longer list of variants is cut to its ENDS."""
 ENDS = 20
@@ -114,17 +115,17 @@ def _head(found: Sequence[Comparison]) -> list[str]:
 
 
 def _difference(pair: Paired) -> list[str]:
-    """Mean, interval, three p values, the verdict, and how many more seeds would decide.
+    """Mean, interval, p after Holm, the verdict, how many more seeds would decide, and two p values.
 
     Flagged arms in the differences stand beside the verdict: they took part in it.
     """
     found = pair.found
     mean = None if found.estimate is None else found.estimate.mean
-    numbers = [f"{p:.3g}" for p in (found.p, found.smallest_p, found.p_holm)]
+    holm, own, smallest = (f"{p:.3g}" for p in (found.p_holm, found.p, found.smallest_p))
     words = found.verdict if found.decidable else f"{found.verdict} with n = {found.n}"
     words += f"; with {pair.told}" * bool(pair.flags)
     more = f"about {found.further_seeds}" if found.further_seeds else DASH
-    return [signed(mean, 2), signed_interval(found.estimate), *numbers, words, more]
+    return [signed(mean, 2), signed_interval(found.estimate), holm, words, more, own, smallest]
 
 
 def paired_notes(scores: Scores, rule: Rule = FIXED) -> list[str]:
@@ -157,12 +158,12 @@ _SEEDS_VARY = (
 
 def variants_table(found: Variants, scores: Scores) -> Table:
     """Scores of every variant, and its difference to the first by seed; only the ENDS of a long list."""
-    head = ["variant, test (%)", "n", *scores.names, f"range of {scores.names[-1]}", "best epoch"]
     listed = _listed(found)
     extra = without([row.flagged for row in listed], scores.names[-1])
     rows = [[*_variant(row), *others] for row, others in zip(listed, extra.rows, strict=True)]
     tested = _head([row.paired.found for row in found.rows if row.paired is not None])
-    return Table([*head, f"minus {found.rows[0].name}", *tested, *extra.head], rows)
+    head = ["variant, test (%)", "n", *scores.names, f"minus {found.rows[0].name}", *tested]
+    return Table([*head, f"range of {scores.names[-1]}", "best epoch", *extra.head], rows)
 
 
 def _variant(row: Variant) -> list[str]:
@@ -173,14 +174,12 @@ def _variant(row: Variant) -> list[str]:
         row.name,
         n_of(row.n, row.flagged.flags),
         *(spread(each) for each in row.estimates),
-        ends,
-        epoch,
     ]
     if row.paired is None:
-        return cells + [DASH] * (1 + len(_DIFFERENCE))
+        return [*cells, *[DASH] * (1 + len(_DIFFERENCE)), ends, epoch]
     mean, *others = _difference(row.paired)
     pairs = row.paired.found.n
-    return [*cells, mean if pairs == row.n else f"{mean} (n = {pairs})", *others]
+    return [*cells, mean if pairs == row.n else f"{mean} (n = {pairs})", *others, ends, epoch]
 
 
 def _listed(found: Variants) -> list[Variant]:

@@ -105,9 +105,10 @@ def test_differences_to_the_first_are_paired_by_seed(tmp_path: Path) -> None:
         [stats.sign_flip_p(p.differences) for p in every]
     )
     assert len(every) == 11
-    assert {tables.variants_table(found_in(readings), readings.scores).rows[n][-2] for n in range(1, 12)} == {
-        "not decidable with n = 3"
-    }
+    shown = tables.variants_table(found_in(readings), readings.scores)
+    verdicts = {row[shown.head.index("verdict")] for row in shown.rows[1:]}
+    assert verdicts == {"not decidable with n = 3"}
+    assert shown.head.index("verdict") < shown.head.index("sign-flip p")  # what a narrow window shows first
 
 
 def test_a_list_is_paired_at_equal_other_values(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_variant_without_arms_is_a_row_of_dashes(tmp_path: Path) -> None:
     assert [row.n for row in found.rows] == [2, 0, 3, 3]
     shown = tables.variants_table(found, stability.scores)
     assert set(shown.rows[1][2:]) == {"\u2013"}
-    assert "(n = 2)" in shown.rows[2][7]
+    assert "(n = 2)" in shown.rows[2][5]
 
 
 def test_of_many_variants_the_ends_are_shown(tmp_path: Path) -> None:
