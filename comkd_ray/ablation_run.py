@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from comkd_ray import cluster, joint_report, retune
@@ -23,9 +24,8 @@ from comkd_ray.ledger import foretell_shared
 from comkd_ray.plan import count_arms
 from comkd_ray.progress import Screen
 from comkd_ray.retune import Tuning, tunings
-from comkd_ray.search_space import Overrides
-from comkd_ray.starting_point import remarks, start_from
-from comkd_ray.study_file import dump, flatten, has_effect, load, resolve
+from comkd_ray.starting_point import remarks, remember_start, remembered_start, start_from
+from comkd_ray.study_file import flatten, has_effect, load, resolve
 from comkd_ray.study_life import check_run, has_begun
 from comkd_ray.study_run import Outcome, run_study
 from comkd_ray.words import shown
@@ -77,7 +77,7 @@ def open_ablation(study: Study, origin: str, run: Path, source: Path | None) -> 
     begun = load(run / "study.yaml") if has_begun(run) else None
     started = keep_begun(study, begun)
     if source is not None:
-        started = start_from(started, source, begun)
+        started = start_from(started, source, remembered_start(run, begun))
     compiled = compile_study(started, run.name, origin, confirmed=True)
     require_effects(compiled, origin)
     check_run(compiled, run, begun is not None)
@@ -128,29 +128,17 @@ def join_ablations(ablations: list[Ablation]) -> str:
 def _run(ablation: Ablation, screens: Callable[[], Screen], address: str | None, verbose: bool) -> Outcome:
     """How the last run of an ablation ended: that of its cells, or of a search that has arms left."""
     run, compiled = ablation.run, ablation.compiled
-    if ablation.searches and not has_begun(run):
-        run.mkdir(parents=True, exist_ok=True)
-        dump(compiled, run / "study.yaml")  # what `--from` found is remembered before the first search
+    remember = partial(remember_start, run, ablation.study)  # before the first search knows anything
     for search in ablation.searches:
         if search.study is None or search.is_done():
             continue
         screen = screens()
         screen.say(f"re-tuning {search.run.name}")
-        ended = run_study(search.study, search.run, screen, has_begun(search.run), address, verbose)
+        begun = has_begun(search.run)
+        ended = run_study(search.study, search.run, screen, begun, address, verbose, beginning=remember)
         if ended.interrupted or ended.left:
             return ended
     if ablation.searches:
-        found = retuned_values(ablation.searches, screens().say)
+        found = tuple(search.found() for search in ablation.searches)
         compiled = compile_study(with_block(ablation.study, retuned=found), run.name, ablation.origin, True)
     return run_study(compiled, run, screens(), has_begun(run), address, verbose)
-
-
-def retuned_values(searches: list[Tuning], say: Callable[[str], None]) -> tuple[Overrides, ...]:
-    """What each setting has after its search: its own values where all arms failed, which is said."""
-    values = []
-    for search in searches:
-        found = search.found()
-        if found is None:
-            say(f"{search.run}: no arm was trained to the end; this setting keeps its own values")
-        values.append(search.setting if found is None else found)
-    return tuple(values)

@@ -256,9 +256,9 @@ def teacher_images(run: Path, cache: Path) -> tuple[int, int]:
 
 
 def stages_of(run: Path, seconds: float) -> dict[str, float]:
-    """Where a study's seconds went, by its provenance; starts, checks and the report are in no stage."""
+    """Where a study's seconds went, by its provenance: starts, checks and the report are in no stage."""
     stages: dict[str, float] = provenance.read(run)["stages"]
-    return stages | {"starting and reporting": seconds - sum(stages.values())}
+    return stages | {"everything else": seconds - sum(stages.values())}
 
 
 def spread(cells: Sequence[Overrides], count: int) -> list[Overrides]:

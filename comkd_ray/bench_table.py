@@ -35,7 +35,7 @@ class Way:
     stages: dict[str, float] = field(default_factory=dict)
     """Where the seconds of a study went; they add up to all of them. Empty where no study ran."""
     arm_seconds: float | None = None
-    """What the arms themselves took within the search, by their records."""
+    """What cohorts took by their records, added up: more than the search where several run at once."""
 
 
 def seed_deviation(scores: Mapping[str, tuple[float, float]]) -> float | None:
@@ -153,7 +153,7 @@ def stage_lines(ways: Mapping[str, Any]) -> list[str]:
     return [
         f"{way:<12} spent "
         + ", ".join(f"{seconds:.0f} s in {stage}" for stage, seconds in one["stages"].items())
-        + f"; its arms themselves {one['arm_seconds']:.0f} s of the search"
+        + f"; its cohorts themselves {one['arm_seconds']:.0f} s, added up"
         for way, one in ways.items()
         if one["stages"]
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,15 @@ def tune(
         _show_plan(loaded, run, resume, as_json, changes, probe, slots)
         return
     from comkd_ray.progress import Screen
+    from comkd_ray.study_life import begin_fork
     from comkd_ray.study_run import run_study
 
     screen = Screen("json" if as_json else "quiet" if quiet else "rich" if sys.stderr.isatty() else "plain")
     for line in (f"study {loaded.study}: {path}", *changes):
         screen.say(line)
     limit = Budget(hours, max_arms, until)
-    outcome = run_study(loaded, run, screen, resume, address, verbose, limit, forked)
+    beginning = partial(begin_fork, forked) if forked else None
+    outcome = run_study(loaded, run, screen, resume, address, verbose, limit, beginning)
     tell(outcome, as_json, quiet, _how_to_go_on(forked, add_arms, run))
     sys.exit(exit_code(outcome))
 

@@ -141,9 +141,8 @@ def forecast(study: Study, plan: Plan, pace: Pace, slots: int, failures_per_hour
     banks = plan.teacher_images * pace.teacher_image + plan.student_images * pace.student_image
     if plan.streams:  # all views of a batch in turn: it is decoded once
         banks += plan.images["train"] * pace.decode
-    preparer = GROUP_START if builders > 1 else ACTOR_START  # one alone is a task
     stages = {
-        "start": RAY_START + preparer + 2 * (pace.import_seconds + preparing),  # driver and worker
+        "start": RAY_START + ACTOR_START + 2 * (pace.import_seconds + preparing),  # driver and worker
         "pixels": plan.stored * pace.decode,
         "teacher": teacher_seconds(study, plan, pace),
         "bank": banks / builders,

@@ -45,7 +45,7 @@ from comkd_ray.protocols import OBJECTIVE
 from comkd_ray.results import write_atomic
 from comkd_ray.search_space import Overrides
 
-FORMAT = 2
+FORMAT = 3
 """Raised when a cohort takes memory in another way: part of every key."""
 SIZES = (1, 3)
 """Arms that are tried."""
@@ -119,6 +119,7 @@ def free_bytes(device: torch.device) -> int:
         gc.collect()
         torch.cuda.empty_cache()  # what this process holds without need
         return int(torch.cuda.mem_get_info()[0])
+    process.give_back()
     return min(int(psutil.virtual_memory().available), _container_bytes())
 
 

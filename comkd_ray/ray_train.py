@@ -22,7 +22,7 @@ from comkd_ray.results import Row
 from comkd_ray.train import Share
 
 Result = TypeVar("Result")
-ERROR = "error.txt"
+ERROR = "error.{}.txt"
 
 
 def run_here(work: Callable[[], Result]) -> Result:
@@ -97,11 +97,23 @@ def prepare(run: Path, cache: Path, cpus: float, gpus: float, workers: int) -> N
     """
     import ray
 
-    error = run / ERROR
-    error.unlink(missing_ok=True)
+    for old in run.glob(ERROR.format("*")):
+        old.unlink()
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=1)(_prepare_as)
-    ray.get([task.remote(run, cache, max(1, int(cpus)), rank) for rank in range(workers)])
-    if error.exists():
+    tasks = [task.remote(run, cache, max(1, int(cpus)), rank) for rank in range(workers)]
+    try:
+        ray.get(tasks)
+    except ray.exceptions.RayError:  # one broke: the others end, and what a person can mend is said first
+        for one in tasks:
+            ray.cancel(one, force=True)
+        _raise_told(run)
+        raise
+    _raise_told(run)
+
+
+def _raise_told(run: Path) -> None:
+    """Raise the UserError that a preparing worker met, if one did."""
+    for error in sorted(run.glob(ERROR.format("*"))):
         raise UserError(error.read_text(encoding="utf-8"))
 
 
@@ -127,6 +139,8 @@ def _prepare_as(run: Path, cache: Path, threads: int, rank: int) -> None:
     from comkd_ray import process
 
     process.set_up(threads)
+    told = run / ERROR.format(rank)
+    told.unlink(missing_ok=True)  # of a try before this one
     study, meter = study_file.load(run / "study.yaml"), Meter(run, f"prepare.{rank}")
     try:
         card = prepare_here(study, cache, meter)
@@ -137,4 +151,4 @@ def _prepare_as(run: Path, cache: Path, threads: int, rank: int) -> None:
             memory_probe.probe(run, cache, threads)
             meter("memory", 1, 1)
     except UserError as error:  # a person's mistake is no crash: hand the words to the driver
-        (run / ERROR).write_text(str(error), encoding="utf-8")
+        told.write_text(str(error), encoding="utf-8")

@@ -45,12 +45,14 @@ class Tuning(NamedTuple):
         asked = search_space.count(search.space) if search.is_exhausted else search.arms
         return len(read_records(self.run)) >= (asked or 0)
 
-    def found(self) -> Overrides | None:
-        """Factors and best values; factors alone where nothing was searched, None where all arms failed."""
+    def found(self) -> Overrides:
+        """Factors and best values. UserError where no arm of the search was trained to the end."""
         if self.study is None:
             return self.setting
         best = ranked(read_records(self.run))
-        return self.setting | {key: best[0][key] for key in best[0]["searched"]} if best else None
+        if not best:
+            raise UserError(f"{self.run}: no complete arm, so there is nothing to re-tune with; look there")
+        return self.setting | {key: best[0][key] for key in best[0]["searched"]}
 
 
 def tunings(study: Study, run: Path, arms: int, origin: str) -> list[Tuning]:

@@ -6,6 +6,7 @@ earlier study has to be about the same images, teacher and towers, or its best v
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from comkd_ray import study_file
@@ -14,14 +15,16 @@ from comkd_ray.config import Study
 from comkd_ray.designs import with_block
 from comkd_ray.errors import UserError
 from comkd_ray.ledger import material_of
-from comkd_ray.results import Row, ranked, read_records
+from comkd_ray.results import Row, ranked, read_records, write_atomic
 from comkd_ray.words import shown
 
+FILE = "start.json"
 
-def start_from(study: Study, source: Path, begun: Study | None) -> Study:
+
+def start_from(study: Study, source: Path, before: str | None) -> Study:
     """The study with the values of `source`'s best complete arm as its own.
 
-    begun: what this ablation began with, if it has; it goes on from the same arm, whatever is the best
+    before: `run/arm` that this ablation began with, if it has; it goes on from there, whatever is the best
     by now. UserError where `source` is no study, another one, or has no complete arm.
     """
     assert study.ablate is not None
@@ -29,7 +32,7 @@ def start_from(study: Study, source: Path, begun: Study | None) -> Study:
     if not file.is_file():
         raise UserError(f"--from {source}: no study.yaml there; name a run directory such as reports/STUDY")
     require_same(study, study_file.load(file), source)
-    row = _arm(source, begun)
+    row = _arm(source, before)
     values = {key: row[key] for key in row["searched"] or () if key != SEED}
     started = study_file.resolve(study, values, f"--from {source}")
     return with_block(started, start=f"{source.name}/{row['arm']}")
@@ -46,9 +49,29 @@ def require_same(study: Study, other: Study, source: Path) -> None:
             )
 
 
-def _arm(source: Path, begun: Study | None) -> Row:
+def remember_start(run: Path, study: Study) -> None:
+    """Note what an ablation starts from, before its first search: the cells that name it come much later."""
+    assert study.ablate is not None
+    write_atomic(run / FILE, json.dumps({"start": study.ablate.start}).encode())
+
+
+def remembered_start(run: Path, begun: Study | None) -> str | None:
+    """What an ablation began with, by its study file or its first search. UserError for a damaged note."""
+    if begun is not None and begun.ablate is not None:
+        return begun.ablate.start
+    try:
+        start: str | None = json.loads((run / FILE).read_text(encoding="utf-8"))["start"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{run / FILE}: cannot be read; remove it to start from the best arm of today"
+        ) from None
+    return start
+
+
+def _arm(source: Path, before: str | None) -> Row:
     records = read_records(source)
-    before = begun.ablate.start if begun is not None and begun.ablate is not None else None
     run, _, arm = (before or "").partition("/")
     if run == source.name and arm in records:
         return records[arm]["arm"]

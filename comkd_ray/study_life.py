@@ -25,6 +25,8 @@ from comkd_ray.search_space import Overrides, Scalar
 from comkd_ray.weights import copy_student
 
 FILE = "fork.json"
+BEGINNING = re.compile(r"fork\.json|\.fork\.json\.[0-9a-f]{8}|\.study\.yaml")
+"""What lies in a fork's directory before its study file is whole."""
 FREE = ("compute.", "search.arms", "note", *study_file.PIXELS)
 """What may change while a study goes on."""
 GROWS = ("search.", "ablate.seeds", "ablate.max_seeds", "ablate.retune")
@@ -133,7 +135,7 @@ def plan_fork(study: Study, reports: Path, name: str) -> Fork:
 
 def _is_beginning(run: Path) -> bool:
     """Whether a directory is what a fork leaves that was killed before its study file was written."""
-    return run.is_dir() and all(path.name.startswith(FILE) for path in run.iterdir())
+    return run.is_dir() and all(path.is_file() and BEGINNING.fullmatch(path.name) for path in run.iterdir())
 
 
 def begin_fork(fork: Fork) -> None:

@@ -47,7 +47,7 @@ from comkd_ray.progress import Screen, Watch
 from comkd_ray.protocols import objective_of
 from comkd_ray.results import Row
 from comkd_ray.search_space import Overrides
-from comkd_ray.study_life import Fork, check_run
+from comkd_ray.study_life import check_run
 from comkd_ray.weights import keep_best
 
 JOURNAL = "optuna.journal"
@@ -80,11 +80,11 @@ def run_study(
     address: str | None,
     verbose: bool,
     budget: Budget = ray_search.UNLIMITED,
-    fork: Fork | None = None,
+    beginning: Callable[[], None] | None = None,
 ) -> Outcome:
     """Run a study in the directory `run`; with `resume`, go on with what is left of it.
 
-    fork: the study and its directory begin with another's results.
+    beginning: is called when all is checked and just before the study file is written, also on resuming.
     """
     start, cache = time.monotonic(), cache_root()
     check_run(study, run, resume)
@@ -95,7 +95,7 @@ def run_study(
         try:
             with FileLock(run.with_name(f".{run.name}.lock"), timeout=0):
                 check_run(study, run, resume)  # again: another may have begun and ended meanwhile
-                one = _Run(study, run, cache, screen, verbose, start, budget, fork)
+                one = _Run(study, run, cache, screen, verbose, start, budget, beginning)
                 return one.go(address, resume)
         except Timeout:
             raise UserError(f"{run}: another comkd-ray works on this study") from None
@@ -110,7 +110,7 @@ class _Run:
     verbose: bool
     start: float
     budget: Budget
-    fork: Fork | None
+    beginning: Callable[[], None] | None
     peak: int = 0
     measured: float = 0.0
     interrupted: bool = False
@@ -141,8 +141,8 @@ class _Run:
         for found in (*results.mend(self.run), journal.mend(self.run / JOURNAL)):
             if found:
                 self.screen.say(found)
-        if self.fork is not None:
-            study_life.begin_fork(self.fork)
+        if self.beginning is not None:
+            self.beginning()
         study_file.dump(self.study, self.run / "study.yaml")
         progress.clear(self.run)
         self.write_begin()

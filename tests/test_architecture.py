@@ -167,7 +167,7 @@ ALLOWED = {
     " journal ledger material optuna_search photographs plan prepare progress protocols provenance"
     " ray_train report results search_space study_file study_life tune weights |",
     "ablation_run": "ablation_plan cluster config designs errors joint_report ledger plan progress retune"
-    " search_space starting_point study_file study_life study_run words |",
+    " starting_point study_file study_life study_run words |",
     # measuring
     "bench_files": "bank data.decoding data.views photographs | torch torchvision",
     "baseline": "bank bench_files cohort config data.datasets losses material metrics models optim"

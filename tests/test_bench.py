@@ -273,14 +273,14 @@ def test_the_table_says_what_was_scaled(found: Tree) -> None:
 def test_the_table_says_where_the_seconds_of_a_study_went(found: Tree) -> None:
     spent = [row for row in lines(found) if " spent " in row]
     assert spent == [
-        "cohorts      spent 30 s in bank, 120 s in search; its arms themselves 100 s of the search"
+        "cohorts      spent 30 s in bank, 120 s in search; its cohorts themselves 100 s, added up"
     ]
 
 
 def test_stages_of_a_study_add_up_to_its_seconds(tmp_path: Path) -> None:
     provenance.update(tmp_path, stages={"pixels": 1.5, "search": 20.0})
     stages = stages_of(tmp_path, 30.0)
-    assert stages == {"pixels": 1.5, "search": 20.0, "starting and reporting": 8.5}
+    assert stages == {"pixels": 1.5, "search": 20.0, "everything else": 8.5}
 
 
 # One step ---------------------------------------------------------------------------------------

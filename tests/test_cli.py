@@ -554,8 +554,9 @@ def test_a_fork_never_touches_a_study_that_is_there(
     forkable(tmp_path / "reports" / "tiny", world)
     other = tmp_path / "reports" / "other"
     other.mkdir()
+    (other / "notes.txt").write_text("mine")
     assert "other exists; nothing was written" in tune("--fork", "other", "--set", "train.lr=0.5").refusal
-    assert list(other.iterdir()) == []
+    assert [path.name for path in other.iterdir()] == ["notes.txt"]
 
 
 def test_a_dry_run_says_what_chooses_the_arms(world: Path, tmp_path: Path) -> None:

@@ -194,9 +194,10 @@ def test_where_pixels_come_from_is_no_other_material(tmp_path: Path) -> None:
 def test_an_ablation_that_has_begun_goes_on_from_the_same_arm(tmp_path: Path) -> None:
     run = searched(tmp_path)
     begun = start_from(ablated(), run, None)
+    assert begun.ablate is not None
     better = outer.record("arm9", 99.0, number=9, searched=["loss.temperature"], **{"loss.temperature": 0.5})
     results.write_record(run, better["arm"], better["epochs"])
-    assert start_from(ablated(), run, begun) == begun
+    assert start_from(ablated(), run, begun.ablate.start) == begun
     assert start_from(ablated(), run, None).loss.temperature == 0.5
 
 

@@ -147,8 +147,13 @@ def test_what_a_killed_fork_left_takes_no_name(tmp_path: Path) -> None:
     fork.run.mkdir()
     study_life.begin_fork(fork)
     assert (fork.run / "fork.json").exists()
+    for name in (".fork.json.0a1b2c3d", ".study.yaml"):  # killed while these were written
+        (fork.run / name).write_text("{")
     again = study_life.plan_fork(searched(tmp_path, arms=9), tmp_path, "fork")
     assert again == fork
+    (fork.run / "fork.json.notes").write_text("mine")
+    with pytest.raises(UserError, match="exists; nothing was written"):
+        study_life.plan_fork(searched(tmp_path, arms=9), tmp_path, "fork")
 
 
 @pytest.mark.parametrize("there", ["folder", "file"])

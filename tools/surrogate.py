@@ -182,7 +182,9 @@ def markdown(curves: Mapping[str, Sequence[Curve]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, own in curves.items():
         cells = [worded(band(at(own, count))) for count in counts]
-        cells.append("" if name == first or len(own) < 2 else worded(apart(own, curves[first], arms), "+"))
+        ends = [curve[-1] for curve in (*own, *curves[first])]
+        known = name != first and len(own) > 1 and all(map(math.isfinite, ends))
+        cells.append(worded(apart(own, curves[first], arms), "+") if known else "")
         lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
