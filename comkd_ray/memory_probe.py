@@ -19,7 +19,6 @@ What follows from it is in `cohort_size.py`.
 
 from __future__ import annotations
 
-import gc
 import json
 import platform
 import subprocess
@@ -115,11 +114,10 @@ def _many_seeds(study: Study) -> bool:
 
 def free_bytes(device: torch.device) -> int:
     """Memory of the device that nobody holds; on a CPU, what this container may take, too."""
+    process.give_back()
     if device.type == "cuda":
-        gc.collect()
         torch.cuda.empty_cache()  # what this process holds without need
         return int(torch.cuda.mem_get_info()[0])
-    process.give_back()
     return min(int(psutil.virtual_memory().available), _container_bytes())
 
 

@@ -12,7 +12,7 @@ than the best recorded arm. It compares how fast samplers find what the table ha
 Command: record random arms at full budget, make the table, compare::
 
     comkd-ray tune --set study=random --set search.sampler=random --set search.halving=null \\
-        --set search.first=[] --set search.arms=400
+        --set search.first=[] --set search.arms=120
     python tools/surrogate.py table reports/random tests/data/quickstart_surrogate.parquet
     python tools/surrogate.py compare tests/data/quickstart_surrogate.parquet --out reports/samplers
 """
