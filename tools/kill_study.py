@@ -37,7 +37,7 @@ from comkd_ray.optuna_search import OWNER, OptunaArms
 from comkd_ray.results import read_records
 
 NEAR = 1e-4
-WAIT = (8.0, 22.0)  # seconds that a part lives: some die while Ray starts, some in the middle of a cohort
+WAIT = (8.0, 40.0)  # seconds that a part lives: some die while Ray starts, some between two cohorts
 
 
 def command(study: Path, sets: Sequence[str], reports: Path, resume: bool) -> list[str]:
@@ -106,6 +106,7 @@ def main() -> int:
     parser.add_argument("study", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--wait", type=float, nargs=2, default=WAIT, metavar=("LEAST", "MOST"))
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     set_environment(None)
@@ -118,7 +119,7 @@ def main() -> int:
         print(f"undisturbed: {alone:.0f} s, {len(found(whole / name))} arms", flush=True)
         kills, start = 0, time.monotonic()
         while True:
-            wait = stream.uniform(*WAIT) if kills < options.kills else None
+            wait = stream.uniform(*options.wait) if kills < options.kills else None
             resume = (hurt / name / "study.yaml").exists()
             words = command(options.study, options.set, hurt, resume)
             lived = kill_after(words, wait)
