@@ -153,18 +153,22 @@ def _show_plan(
     study: Any, run: Path, resume: bool, as_json: bool, changes: list[str], probe: bool, slots: int | None
 ) -> None:
     from comkd_ray.plan import make_plan
-    from comkd_ray.study_life import check_run
+    from comkd_ray.study_life import check_run, has_begun
 
-    check_run(study, run, resume)
+    begun = has_begun(run)
+    if resume:
+        check_run(study, run, resume)
     plan, found = make_plan(study), None
     if probe or slots:
         from comkd_ray.forecast import expect
 
         found = expect(study, plan, probe, slots)
     if as_json:
-        click.echo(plan.as_json(**({} if found is None else {"forecast": found.as_tree()})))
+        click.echo(plan.as_json(begun=begun, **({} if found is None else {"forecast": found.as_tree()})))
         return
     click.echo(f"{'study':<26} {study.study}, into {run}")
+    if begun and not resume:
+        click.echo(f"{'has begun':<26} --resume goes on there; --set study=NAME makes another")
     for line in changes:
         click.echo(f"{'changed':<26} {line}")
     for what, much in (*plan.lines(), *(() if found is None else found.lines())):

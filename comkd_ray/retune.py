@@ -21,6 +21,7 @@ from comkd_ray.config import SEEDS, Study
 from comkd_ray.designs import block_of, settings
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
+from comkd_ray.plan import count_arms
 from comkd_ray.results import ranked, read_records
 from comkd_ray.search_space import Dimension, Overrides, Scalar, Space
 from comkd_ray.study_life import changes, has_begun
@@ -41,9 +42,7 @@ class Tuning(NamedTuple):
         """Whether its budget is spent."""
         if self.study is None:
             return True
-        search = self.study.search
-        asked = search_space.count(search.space) if search.is_exhausted else search.arms
-        return len(read_records(self.run)) >= (asked or 0)
+        return len(read_records(self.run)) >= count_arms(self.study)
 
     def found(self) -> Overrides:
         """Factors and best values. UserError where no arm of the search was trained to the end."""
@@ -59,9 +58,14 @@ def tunings(study: Study, run: Path, arms: int, origin: str) -> list[Tuning]:
     """The searches of all settings, in the order of the design.
 
     run: directory of the ablation; arms: budget of each. UserError for a file without a search to ask,
-    or whose own values lie outside it.
+    or whose own values lie outside it, and for a fraction, which compares no settings.
     """
     block = block_of(study, origin)
+    if block.design == "fractional":
+        raise UserError(
+            f"{origin}: ablate.design: --retune compares settings, and a fraction tells of main effects alone;"
+            " factorial, leave_one_out or add_one_in can be re-tuned"
+        )
     if not study.search.space or study.search.sampler in ("grid", "list"):
         raise UserError(
             f"{origin}: search: --retune asks a sampler over search.space, such as tpe; here is none"

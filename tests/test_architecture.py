@@ -94,7 +94,7 @@ ALLOWED = {
     "ledger": "config errors jobs material results search_space study_file weights words |",
     "growth": "arms comparison config designs results search_space sequential study_file |",
     "starting_point": "arms config designs errors ledger results study_file words |",
-    "retune": "arms config designs errors jobs results search_space study_file study_life words |",
+    "retune": "arms config designs errors jobs plan results search_space study_file study_life words |",
     "ablation_plan": "config designs fractional ledger planner sequential words |",
     "cluster": "config errors | ray",
     "ray_train": "config data.pixels errors jobs material memory_probe prepare process progress results"

@@ -320,6 +320,17 @@ def test_a_study_that_has_begun_is_not_begun_again(
     assert (run / "study.yaml").read_bytes() == before
 
 
+def test_what_a_study_takes_is_told_also_when_it_has_begun(
+    tune: Callable[..., Tune], world: Path, tmp_path: Path
+) -> None:
+    run = began(tmp_path / "reports" / "tiny", world)
+    words = tune("--dry-run", "--set", "train.epochs=3").result.output
+    assert "has begun                  --resume goes on there; --set study=NAME makes another" in words
+    assert "steps an arm" in words
+    assert json.loads(tune("--dry-run", "--json").result.output)["begun"] is True
+    assert [path.name for path in run.iterdir()] == ["study.yaml"]
+
+
 def test_results_without_a_study_file_are_not_overwritten(tune: Callable[..., Tune], tmp_path: Path) -> None:
     run = tmp_path / "reports" / "tiny"
     results.write_record(run, *fake_run.arm(0, {}))

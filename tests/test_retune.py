@@ -176,6 +176,31 @@ def test_a_setting_with_nothing_to_tune_keeps_its_values() -> None:
     assert in_words(searches).endswith("2 settings without a knob to tune")
 
 
+def test_a_small_space_is_done_with_its_distinct_arms(tmp_path: Path) -> None:
+    """C has no effect without EduAttention: two flags and two C are four cells and three arms."""
+    space: Tree = {
+        "student.edu_attention": {"choice": [False, True]},
+        "student.attention_scale": {"choice": [0.5, 1.0]},
+    }
+    one = study(factors={"student.ifalign": [False, True]}, search=outer.tpe(8, space=space))
+    search = tunings(one, tmp_path, 8, "tiny.yaml")[0]
+    for arm in "abc":
+        assert not search.is_done()
+        results.write_record(search.run, outer.record(arm, 60.0)["arm"], [])
+    assert search.is_done()
+
+
+def test_a_fraction_is_not_re_tuned() -> None:
+    factors: Tree = {
+        **FLAGS,
+        "student.renormalize": [False, True],
+        "loss.kd_weight": [0.5, 1.0],
+        "loss.temperature": [1.0, 2.0],
+    }
+    with pytest.raises(UserError, match="--retune compares settings, and a fraction tells of main effects"):
+        tunings(study("fractional", factors), Path("/run"), 5, "tiny.yaml")
+
+
 def test_a_file_without_a_sampler_or_with_own_values_outside_its_space_is_refused() -> None:
     grid = study(search={"sampler": "grid", "space": outer.GRID})
     with pytest.raises(UserError, match=r"--retune asks a sampler over search\.space"):

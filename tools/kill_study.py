@@ -10,7 +10,7 @@ float32 with it.
 
 Command::
 
-    python tools/kill_study.py search_spaces/quickstart.yaml --kills 10 --set search.arms=24 \\
+    python tools/kill_study.py search_spaces/quickstart.yaml --kills 10 --set search.arms=48 \\
         --set train.epochs=4 --set search.arms_per_trial=2
 
 Prints one line a kill, then what differs; exit code 1 where anything does.
@@ -37,7 +37,7 @@ from comkd_ray.optuna_search import OWNER, OptunaArms
 from comkd_ray.results import read_records
 
 NEAR = 1e-4
-WAIT = (8.0, 40.0)  # seconds that a part lives: some die while Ray starts, some between two cohorts
+WAIT = (8.0, 32.0)  # seconds that a part lives: some die while Ray starts, some between two cohorts
 
 
 def command(study: Path, sets: Sequence[str], reports: Path, resume: bool) -> list[str]:
