@@ -80,6 +80,10 @@ class Bank:
         """What one forward cost when the bank was made, batch included."""
         return self.card.seconds_per_image
 
+    def touch(self) -> None:
+        """Remember that the bank is in use; `comkd-ray bank gc` goes by that."""
+        bank_store.touch(self.folder)
+
     def take(self, view: int, images: Images, device: torch.device) -> Tensor:
         """Features `[len(images), D]` of one view in float32; an image not in the bank is an error.
 
@@ -106,7 +110,12 @@ class Bank:
         if number not in self.maps:
             shape = self.views, len(self.card.layout.part(number)), self.width
             path, whole = self.folder / self.card.shards[number], self.card.sizes[number] // 2
-            flat = torch.from_file(str(path), shared=False, size=whole, dtype=torch.float16)
+            try:
+                flat = torch.from_file(str(path), shared=False, size=whole, dtype=torch.float16)
+            except RuntimeError as error:
+                if "allocate memory" in str(error):
+                    raise
+                raise OSError(f"{path}: {error}") from None  # no fault of the arm that asks
             self.maps[number] = flat[whole - math.prod(shape) :].view(shape).numpy()
         return self.maps[number]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,21 @@ class Entry:
 
 def entries(cache: Path) -> list[Entry]:
     """Every bank of the cache, the last used first."""
-    folders = [path for path in (cache / "banks").glob("*") if path.is_dir()]
-    return sorted(map(_entry, folders), key=lambda entry: -entry.used)
+    found = []
+    for folder in (cache / "banks").glob("*"):
+        if folder.is_dir():
+            with suppress(FileNotFoundError):  # somebody removes the bank just now
+                found.append(_entry(folder))
+    return sorted(found, key=lambda entry: -entry.used)
 
 
 def _entry(folder: Path) -> Entry:
-    card, stats = bank_store.read_card(folder), [path.stat() for path in folder.iterdir()]
+    card, sizes = bank_store.read_card(folder), [bank_store.size_of(path) for path in folder.iterdir()]
     shards, built = len(bank_store.shards_there(folder)), bank_store.is_being_built(folder)
-    size = sum(stat.st_size for stat in stats)
+    size = sum(filter(None, sizes))
     if card is None:
         state = "building" if built else "unfinished"
-        used = max([folder.stat().st_mtime, *(stat.st_mtime for stat in stats)])
+        used = folder.stat().st_mtime  # of the last file that was made, renamed or removed in it
         return Entry(folder.name, state, {}, None, None, None, shards, size, None, used)
     state = "whole" if shards == len(card.shards) else "building" if built else "damaged"
     used = (folder / CARD).stat().st_mtime

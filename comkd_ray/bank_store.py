@@ -156,13 +156,21 @@ def find_damage(
 
 
 def _other_sizes(folder: Path, card: Card) -> list[Damage]:
-    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
     expected = dict(zip(card.shards, card.sizes, strict=True)) | {ROWS: 128 + 8 * card.images}
+    sizes = [size_of(folder / name) for name in expected]
     return [
-        Damage(folder / name, f"{size} bytes", f"{sizes[name]} bytes" if name in sizes else "no such file")
-        for name, size in expected.items()
-        if sizes.get(name) != size
+        Damage(folder / name, f"{size} bytes", "no such file" if found is None else f"{found} bytes")
+        for (name, size), found in zip(expected.items(), sizes, strict=True)
+        if found != size
     ]
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file; None where there is none: marks and locks of builders come and go."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def check_shard(path: Path) -> list[Damage]:
@@ -275,9 +283,14 @@ def check_room(folder: Path, layout: Layout, width: int) -> None:
 
 
 def end(folder: Path, layout: Layout, views: list[int], of: dict[str, Any], seconds: float) -> None:
-    """Write the card unless another builder did, and remove what is no part of the bank; after `fill`."""
+    """Write the card unless another builder did, and remove what is no part of the bank; after `fill`.
+
+    Nothing where a reader has set a shard aside since: whoever opens the bank next misses it.
+    """
     with FileLock(f"{folder}.lock"):
         there = shards_there(folder)
+        if len(there) < layout.shards:
+            return
         paths = [there[shard] for shard in range(layout.shards)]
         names, before = [path.name for path in paths], read_card(folder)
         if before is None or before.shards != names:

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -182,20 +182,25 @@ def items(study: Study, photographs: Photographs, epoch: int) -> list[Item]:
 
 
 def probe(arm: Published) -> dict[str, Any]:
-    """Try numbers of loader workers and torch threads for a few steps each; the fastest is first."""
-    cores = os.cpu_count() or 1
+    """Try numbers of loader workers and torch threads for a few steps each; the fastest is first.
+
+    Workers keep two batches each ready: these are taken before the clock starts.
+    """
+    cores, batch = os.cpu_count() or 1, arm.study.train.batch_size
+    images = items(arm.study, arm.photographs, 1)
     tried = []
     for workers in sorted({0, 1, 2, cores // 2, cores}):
         for threads in sorted({cores, max(1, cores - workers)}):
             torch.set_num_threads(threads)
-            order = Order()
-            order.items = items(arm.study, arm.photographs, 1)
-            batches = iter(arm.loader(order, workers, arm.study.train.batch_size, drop_last=True))
-            for batch in islice(batches, 2):
-                arm.step(arm.moved(batch), arm.study.train.warmup_lr)
+            order, ahead = Order(), 2 + 2 * workers
+            order.items = list(islice(cycle(images), (ahead + PROBED) * batch))
+            batches = iter(arm.loader(order, workers, batch, drop_last=True))
+            for one in islice(batches, ahead):
+                arm.step(arm.moved(one), arm.study.train.warmup_lr)
             start = time.perf_counter()
-            steps = [arm.step(arm.moved(b), arm.study.train.warmup_lr) for b in islice(batches, PROBED)]
-            spent = (time.perf_counter() - start) / max(1, len(steps))
+            for one in batches:
+                arm.step(arm.moved(one), arm.study.train.warmup_lr)
+            spent = (time.perf_counter() - start) / PROBED
             tried.append({"workers": workers, "threads": threads, "seconds_per_step": spent})
     tried.sort(key=lambda one: one["seconds_per_step"])
     return {**tried[0], "tried": tried}

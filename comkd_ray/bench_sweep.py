@@ -32,12 +32,11 @@ from typing import Any
 import torch
 
 from comkd_ray import prepare, provenance, search_space, study_file
-from comkd_ray.bank import read_bank
 from comkd_ray.bank_care import entries
 from comkd_ray.bench_table import Way, grown, summary
 from comkd_ray.config import Halving, Study
 from comkd_ray.errors import UserError
-from comkd_ray.material import read_card, write_card
+from comkd_ray.material import write_card
 from comkd_ray.progress import Watch
 from comkd_ray.protocols import protocol_of
 from comkd_ray.results import Row, read_records
@@ -192,7 +191,7 @@ class Sweep:
             found[name_of(cell)] = (row["objective"], row[protocol_of(self.study).headline])
         scale = self.arms / len(chosen)
         seen = round(images * scale)
-        return Way(way, len(chosen), seconds * scale, peak, seen, seen, found, loader)
+        return Way(way, len(chosen), seconds * scale / at_once(self.study), peak, seen, seen, found, loader)
 
     def published(self, way: str, cell: Overrides, loader: Mapping[str, Any]) -> Timed:
         """One process of the published loop; `workers` None: it only tries loaders."""
@@ -222,14 +221,14 @@ class Sweep:
         end_event(done.out)
         run = reports / study.study
         records = [record["arm"] for record in read_records(run).values()]
-        banked, late = teacher_images(run, cache)
+        spoken, late = teacher_images(run, cache, study.teacher.model)
         found = {name_of(row): values_of(row, self.study) for row in records if row["status"] == "complete"}
         return Way(
             way,
             len(records),
             done.seconds,
             done.peak,
-            banked + late,
+            spoken,
             late,
             found,
             driver_bytes=done.own_peak,
@@ -238,21 +237,39 @@ class Sweep:
         )
 
     def growth(self, counts: Sequence[int]) -> dict[str, Any]:
-        """Cohorts of few and of many arms: seconds and the driver's memory, by number of arms."""
+        """Cohorts of few and of many arms: seconds and the driver's memory, by number of arms.
+
+        UserError for a number of arms that is no grid, before anything runs.
+        """
+        for count in counts:
+            grid_of(count)
+        if len(set(counts)) < len(counts):
+            raise UserError(f"--arms {counts[0]} {counts[-1]}: two numbers, few and many")
         self.prepare()
         return grown(self.study, {count: self.tuned("cohorts", count) for count in counts})
 
 
-def teacher_images(run: Path, cache: Path) -> tuple[int, int]:
-    """Images that the tuned teacher encoded into its banks, and those in banks made after arms began.
+def at_once(study: Study) -> int:
+    """Loops that the GPUs of this machine hold at once, as they hold cohorts; on CPUs one takes all cores.
+
+    The loop is timed alone, and taken to lose nothing where several run.
+    """
+    gpus = study.compute.gpus
+    return max(1, int(torch.cuda.device_count() / gpus)) if gpus else 1
+
+
+def teacher_images(run: Path, cache: Path, model: str) -> tuple[int, int]:
+    """Images that the teacher's tower, tuned or not, encoded into banks; those of them after arms began.
 
     Arms cannot load the teacher at all; a bank that is younger than the run's card would betray them.
     """
-    card, begun = read_card(run), (run / "material.json").stat().st_mtime
-    banks = [read_bank(cache, key) for key in (card.train_bank, card.val_bank)]
-    late = [one for one in entries(cache) if one.created is not None and one.created > begun]
-    seen = sum(bank.views * len(bank.rows) for bank in banks)
-    return seen, sum((one.views or 0) * (one.images or 0) for one in late)
+    begun = (run / "material.json").stat().st_mtime
+    spoken = [
+        (one.created, one.views * one.images)
+        for one in entries(cache)
+        if one.of.get("model") == model and one.created and one.views and one.images
+    ]
+    return sum(count for _, count in spoken), sum(count for created, count in spoken if created > begun)
 
 
 def stages_of(run: Path, seconds: float) -> dict[str, float]:

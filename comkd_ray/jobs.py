@@ -116,6 +116,7 @@ def run_job(path: Path, report: Report, share: Share = Share()) -> None:  # noqa
     job = read_job(path)
     process.set_up(job.threads)
     study, material = _shared(job.run, job.cache)
+    material.touch()  # opened by an earlier cohort, perhaps days ago
     records: dict[str, Row] = {}
     for one in job.arms:
         records |= read_records(Path(job.run), one.arm)

@@ -88,6 +88,11 @@ class Material:
     student_banks: tuple[Bank, Bank] | None
     """The student tower's own (training, evaluation), where no visual prompt changes it."""
 
+    def touch(self) -> None:
+        """Remember that its banks are in use."""
+        for bank in (self.train_bank, self.val_bank, *(self.student_banks or ())):
+            bank.touch()
+
 
 def write_card(run: Path, card: Card) -> None:
     """Leave the card in the run directory."""

@@ -200,8 +200,8 @@ class OptunaArms:
     def reconcile(self, records: Mapping[str, Row]) -> int:
         """After a crash or damage: tell what the records know, ask the rest again.
 
-        Returns how many are asked again. Those come last: they take new numbers, and a record whose
-        trial the journal lost keeps its own.
+        Returns how many are asked again, those included that wait since a process was killed before it
+        asked. They come last: they take new numbers, and a record whose trial the journal lost keeps its own.
         """
         for trial in self.known():
             record = records.get(trial.user_attrs.get(OWNER, ""))
@@ -213,15 +213,14 @@ class OptunaArms:
         heard = sum(ORIGIN in one.user_attrs and OWNER not in one.user_attrs for one in self.known())
         for record in self.told[heard:]:  # a kill may have come between two of them
             self._add(record, {})
-        again = sum([self._give_up(trial, records) for trial in self.known()])
+        redrawn = sum([self._give_up(trial, records) for trial in self.known()])
         owned = {trial.user_attrs.get(OWNER) for trial in self.known()} | records.keys()
         lost = [overrides for arm, overrides in self.ordered.items() if arm not in owned]
         waiting = [trial.system_attrs.get("fixed_params") for trial in self.known()]
         for overrides in lost:
             if overrides not in waiting:
                 self.optuna.enqueue_trial(overrides)
-                again += 1
-        return again
+        return redrawn + sum(trial.state == TrialState.WAITING for trial in self.known())
 
     def _add_lost(self, records: Mapping[str, Row]) -> None:
         """Records that the journal knows nothing of become trials with their own numbers."""
@@ -240,23 +239,27 @@ class OptunaArms:
             self.optuna.add_trial(gap)
 
     def _give_up(self, frozen: FrozenTrial, records: Mapping[str, Row]) -> bool:
-        """Close a trial that was cut off, or whose record is gone; whether it is asked again."""
+        """Close a trial that was cut off, or whose record is gone, and ask its arm again, once.
+
+        Whether it was cut off while its values were drawn: then all are drawn again, with the seed of then.
+        """
         before = [one.user_attrs.get(OWNER) for one in self._before(frozen, self.known())]
         arm = next((one for one in before if one in records), None)
         if arm is not None and not frozen.state.is_finished():
             self._start(frozen)  # asked again, and trained: the journal lost how that ended
             self.tell(frozen.number, records[arm], same_as=arm)
             return False
-        if frozen.state == TrialState.RUNNING:
-            asked = self._ask_again(frozen)  # before it is given up: a kill in between loses nothing
+        attributes, running = frozen.user_attrs, frozen.state == TrialState.RUNNING
+        gone = OWNER in attributes and attributes[OWNER] not in records and LOST not in attributes
+        asked = any(trial.user_attrs.get(RETRY) == frozen.number for trial in self.known())
+        point = self._whole(frozen) if running or gone else None
+        if point is not None and not asked:  # before it is given up: a kill in between loses nothing
+            first = {FIRST: True} if FIRST in attributes else {}
+            self.optuna.enqueue_trial(point, user_attrs={RETRY: frozen.number, **first})
+        if running:
             self._start(frozen).set_user_attr(LOST, True)
             self.tell(frozen.number, None)
-            return asked
-        attributes = frozen.user_attrs
-        gone = OWNER in attributes and attributes[OWNER] not in records and LOST not in attributes
-        if not gone or any(trial.user_attrs.get(RETRY) == frozen.number for trial in self.known()):
-            return False
-        return self._ask_again(frozen)
+        return running and point is None
 
     def _complete(self, frozen: FrozenTrial, record: Row) -> None:
         """Tell a trial that never ended what its record says, with whatever the journal lacks of it."""
@@ -280,13 +283,13 @@ class OptunaArms:
         trial = self.trials[frozen.number] = optuna.Trial(self.optuna, frozen._trial_id)
         return trial
 
-    def _ask_again(self, frozen: FrozenTrial) -> bool:
+    def _whole(self, frozen: FrozenTrial) -> Overrides | None:
+        """The arm that a trial proposes; None where the journal has not all of its values."""
         params = frozen.system_attrs.get("fixed_params", {}) | frozen.params
-        if not params:
-            return False
-        first = {FIRST: True} if FIRST in frozen.user_attrs else {}
-        self.optuna.enqueue_trial(params, user_attrs={RETRY: frozen.number, **first})
-        return True
+        try:
+            return search_space.draw(self.study.search.space, lambda key, _: params[key])
+        except KeyError:
+            return None
 
     def _add(self, record: Row, attributes: dict[str, Any]) -> None:
         """A trial that ended, straight from its record."""

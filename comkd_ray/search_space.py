@@ -98,6 +98,12 @@ class Dimension(Section):
         assert self.step is not None
         return self.float[0] + index * self.step
 
+    def snap(self, value: Scalar) -> Scalar:
+        """The value as this dimension makes it: 0.1 + 2 * 0.1 of a stepped float, where 0.3 is written."""
+        if self.float is None or self.step is None or isinstance(value, str) or not self.holds(value):
+            return value
+        return self._stepped(round((value - self.float[0]) / self.step))
+
     def at(self, place: Real) -> Scalar:
         """The value at a place of [0, 1): equal lengths are equally likely, by their logarithm for `log`."""
         if self.choice is not None:
@@ -200,7 +206,7 @@ def _needs(space: Space, key: str) -> Overrides:
 
 def active(space: Space, key: str, drawn: Overrides) -> bool:
     """Whether the condition of `key` holds under the values drawn so far."""
-    return all(drawn.get(k) == v for k, v in (space[key].when or {}).items())
+    return all(drawn.get(k) == space[k].snap(v) for k, v in (space[key].when or {}).items())
 
 
 def draw(space: Space, ask: Callable[[str, Dimension], Scalar]) -> Overrides:
@@ -208,7 +214,7 @@ def draw(space: Space, ask: Callable[[str, Dimension], Scalar]) -> Overrides:
     drawn: Overrides = {}
     for key in order(space):
         if active(space, key, drawn):
-            drawn[key] = ask(key, space[key])
+            drawn[key] = space[key].snap(ask(key, space[key]))
     return drawn
 
 
@@ -239,7 +245,7 @@ def count(space: Space) -> int | None:
     named: dict[str, set[Scalar]] = {}  # only these values of a key decide about others
     for dimension in space.values():
         for other, value in (dimension.when or {}).items():
-            named.setdefault(other, set()).add(value)
+            named.setdefault(other, set()).add(space[other].snap(value))
     return _count(space, keys, named, {})
 
 

@@ -155,7 +155,10 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         self.cohorts[name] = {arm.arm: arm for arm in asked}
         self.trials[trial_id] = name
         compute = self.study.compute
-        history = {epoch: list(values.values()) for epoch, values in self.history.items()}
+        history = {  # of others: an arm that is tried again is not to be beaten by its own earlier value
+            epoch: [value for arm, value in values.items() if arm not in self.cohorts[name]]
+            for epoch, values in self.history.items()
+        }
         job = Job(
             cohort=name,
             run=str(self.run),

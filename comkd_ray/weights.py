@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from comkd_ray import study_file
@@ -56,9 +57,8 @@ def save_student(
     """Write a student; the JSON goes last, so a folder with it is whole."""
     folder = run / FOLDER / arm
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / "student.safetensors"
-    )
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    write_atomic(folder / "student.safetensors", save(tensors))
     card = {"arm": arm, "classes": classes, "study": study.model_dump(mode="json")}
     write_atomic(folder / "student.json", json.dumps(card, indent=1).encode())
 
@@ -68,7 +68,7 @@ def load_student(folder: Path, device: torch.device | None = None) -> TrainedStu
     try:
         card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
         state = load_file(folder / "student.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: no student here: {error}") from None
     study = study_file.build(card["study"], str(folder / "student.json"))
     device = device or default_device()

@@ -178,7 +178,7 @@ ALLOWED = {
     " results study_file tune weights |",
     "scale": "bank_store config data.datasets data.splits forecast lineup plan study_file |",
     "bench_table": "config |",
-    "bench_sweep": "bank bank_care bench_table config errors material prepare progress protocols provenance"
+    "bench_sweep": "bank_care bench_table config errors material prepare progress protocols provenance"
     " results search_space study_file | torch",
     "exits": "errors |",
     "cli_end": "arms exits |",

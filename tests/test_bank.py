@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.testing import assert_close
 
-from comkd_ray import bank_store
+from comkd_ray import bank_care, bank_store
 from comkd_ray.bank import CENTER, Bank, build_bank, pixels_of, read_bank
 from comkd_ray.bank_store import CARD, Layout, find_damage, read_card, shards_there
 from comkd_ray.config import Study
@@ -380,6 +380,49 @@ def test_a_flipped_bit_is_named_with_its_file(tmp_path: Path, small_shards: None
         read_bank(tmp_path, bank.key)
     with pytest.raises(UserError, match=f"{path.name}: expected .* bytes, found no such file"):
         read_bank(tmp_path, bank.key)  # set aside: whoever opens it next finds the same
+
+
+def test_a_builder_that_leaves_while_another_looks_disturbs_nobody(
+    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mark is listed, and gone when it is asked for: a file that is no part of the bank."""
+    bank = build(tmp_path)
+    stat = Path.stat
+
+    def gone(path: Path, **how: Any) -> Any:
+        if path.name.startswith("."):
+            raise FileNotFoundError(path)
+        return stat(path, **how)
+
+    (bank.folder / f".{'0' * 32}{bank_store.MARK}").touch()
+    monkeypatch.setattr(Path, "stat", gone)
+    assert same(read_bank(tmp_path, bank.key))
+    (entry,) = bank_care.entries(tmp_path)
+    assert entry.state == "whole"
+
+
+def test_a_shard_that_is_set_aside_before_the_card_is_written_is_made_again(
+    tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, ends = bank_store.end, []
+
+    def late(folder: Path, *rest: Any) -> None:
+        if not ends:
+            shard_of(folder).unlink()
+        ends.append(folder)
+        end(folder, *rest)
+
+    monkeypatch.setattr(bank_store, "end", late)
+    assert same(build(tmp_path))
+    assert len(ends) == 2
+
+
+def test_a_shard_that_is_gone_is_an_error_of_a_file(tmp_path: Path, small_shards: None) -> None:
+    """Not of the arm that asks for it: `jobs.run_job` raises these, and marks no arm as failed."""
+    bank = read_bank(tmp_path, build(tmp_path).key)
+    shard_of(bank.folder).unlink()
+    with pytest.raises(OSError, match="00001-"):
+        bank.take(0, IMAGES, torch.device("cpu"))
 
 
 def test_of_a_large_bank_each_opening_reads_a_part(

@@ -31,6 +31,7 @@ from comkd_ray import (
 from comkd_ray.bench_step import Limits, Step, Traffic
 from comkd_ray.bench_sweep import (
     Sweep,
+    at_once,
     end_event,
     name_of,
     run_timed,
@@ -41,6 +42,7 @@ from comkd_ray.bench_sweep import (
     tune_command,
 )
 from comkd_ray.bench_table import Way, grown, growth_lines, lines, seed_deviation, summary
+from comkd_ray.config import Compute
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
 from comkd_ray.material import write_card
@@ -158,6 +160,25 @@ def test_memory_alone_is_without_what_a_process_started() -> None:
     assert done.peak > done.own_peak + 80_000_000
 
 
+@pytest.mark.parametrize(
+    ("arms", "words"), [((16, 20), "--arms 20: a multiple of 8"), ((16, 16), "few and many")]
+)
+def test_growth_of_no_grid_is_refused_before_anything_runs(
+    world: Path, tmp_path: Path, arms: tuple[int, int], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        Sweep(outer.study(world), arms[0], 1, tmp_path / "new", print).growth(arms)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("gpus", "there", "loops"), [(0, 8, 1), (1, 8, 8), (0.5, 2, 4), (2, 1, 1)])
+def test_on_gpus_the_loop_is_taken_to_run_as_often_as_cohorts_fit(
+    world: Path, monkeypatch: pytest.MonkeyPatch, gpus: float, there: int, loops: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert at_once(outer.study(world).model_copy(update={"compute": Compute(cpus=1.0, gpus=gpus)})) == loops
+
+
 def test_growth_is_told_from_the_fewest_to_the_most(world: Path) -> None:
     few, many = (
         Way("cohorts", n, s, m, 0, 0, driver_bytes=m) for n, s, m in ((8, 10.0, 2**30), (32, 30.0, 2**30))
@@ -199,12 +220,13 @@ def test_banks_tell_what_the_teacher_saw(world: Path, tmp_path: Path) -> None:
     write_card(run, card)
     photographs = open_photographs(study, cache, lambda *_: None)
     views = study.train.epochs
-    seen = views * len(photographs.part(TRAIN)) + len(photographs.evaluated)
-    assert teacher_images(run, cache) == (seen, 0)
+    tuned = views * len(photographs.part(TRAIN)) + len(photographs.evaluated)
+    seen = tuned + len(photographs.evaluated)  # and zero-shot
+    assert teacher_images(run, cache, study.teacher.model) == (seen, 0)
     late = cache / "banks" / card.val_bank / "card.json"
     later = (run / "material.json").stat().st_mtime + 10
     late.write_text(json.dumps(json.loads(late.read_text()) | {"created": later}))  # as if by an arm
-    assert teacher_images(run, cache) == (seen, len(photographs.evaluated))
+    assert teacher_images(run, cache, study.teacher.model) == (seen, len(photographs.evaluated))
 
 
 # What they say together -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -449,3 +450,14 @@ def test_a_study_that_changed_its_photographs_is_refused(order: Callable[..., Jo
     (run / "material.json").write_text(json.dumps(card | {"data": "other"}))
     with pytest.raises(UserError, match="changed since this study began"):
         carry_out(order({}))
+
+
+def test_every_cohort_says_that_its_banks_are_in_use(order: Callable[..., Job], run: Path) -> None:
+    """An actor opens them once and may train for days: `bank gc` goes by when they were last used."""
+    carry_out(order({}))
+    cards = list(Path(order({}).cache).glob("banks/*/card.json"))
+    assert cards
+    for card in cards:
+        os.utime(card, (1.0, 1.0))
+    carry_out(order({}, {"train.seed": 3}))
+    assert sum(card.stat().st_mtime > 1.0 for card in cards) >= 2

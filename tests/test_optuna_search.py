@@ -14,8 +14,15 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from comkd_ray import study_file
-from comkd_ray.optuna_search import MAX_REPEATS, OptunaArms, Proposal, distributions, open_journal
+from comkd_ray import samplers, search_space, study_file
+from comkd_ray.optuna_search import (
+    MAX_REPEATS,
+    OptunaArms,
+    Proposal,
+    distributions,
+    open_journal,
+    suggest,
+)
 from comkd_ray.search_space import Dimension
 
 Tree = dict[str, Any]
@@ -272,12 +279,44 @@ def test_an_arm_lost_twice_is_asked_a_third_time_and_once(tmp_path: Path) -> Non
     assert states(arms) == ["FAIL", "FAIL", "RUNNING"]
 
 
-def test_reconciling_twice_changes_nothing(tmp_path: Path) -> None:
+def test_reconciling_again_asks_once_and_says_what_still_waits(tmp_path: Path) -> None:
+    """A process that was killed before it asked left the arm waiting: it is still trained first."""
     ask(opened(tmp_path))
-    arms = opened(tmp_path)
-    assert arms.reconcile({}) == 1
-    assert arms.reconcile({}) == 0
-    assert opened(tmp_path).reconcile({}) == 0
+    for _ in range(3):
+        arms = opened(tmp_path)
+        assert arms.reconcile({}) == 1
+        assert states(arms) == ["FAIL", "WAITING"]
+
+
+def test_a_kill_between_asking_again_and_giving_up_asks_once(tmp_path: Path) -> None:
+    lost = ask(opened(tmp_path, arms=3))
+    opened(tmp_path, arms=3).optuna.enqueue_trial(lost.overrides, user_attrs={"retry_of": lost.number})
+    after = opened(tmp_path, arms=3)
+    assert after.reconcile({}) == 1
+    assert states(after) == ["FAIL", "WAITING"]
+    assert ask(after).overrides == lost.overrides
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_kill_between_two_values_of_an_arm_changes_none_of_it(tmp_path: Path, sampler: str) -> None:
+    """Two arms have ended, a third has one of its values; it and the arms after it are those of no kill."""
+    asked: dict[str, list[Tree]] = {}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        arms = opened(tmp_path / name, sampler=sampler, startup_arms=2)
+        for number in range(2):
+            ask(arms)
+            arms.tell(number, answer(number, 50.0 - number))
+        if name == "killed":
+            known = arms.known()
+            search = arms.study.search
+            arms.optuna.sampler = samplers.make_sampler(search, samplers.draw_seed(search, len(known)))
+            trial, key = arms.optuna.ask(), search_space.order(search.space)[0]
+            suggest(trial, key, search.space[key])
+            arms = opened(tmp_path / name, sampler=sampler, startup_arms=2)
+            assert arms.reconcile({f"arm{n}": answer(n, 50.0 - n) for n in range(2)}) == 1
+        asked[name] = [ask(arms).overrides for _ in range(3)]
+    assert asked["killed"] == asked["whole"]
 
 
 def test_protection_survives_the_crash(tmp_path: Path) -> None:

@@ -292,3 +292,15 @@ def test_every_grid_is_the_product_without_its_inactive_parts() -> None:
         if cell not in every:
             every.append(cell)
     assert list(search_space.grid(keys)) == every
+
+
+def test_a_stepped_float_is_the_value_that_is_written() -> None:
+    """0.1 + 2 * 0.1 is not 0.3 to a computer; to a condition, a named arm and a count it is."""
+    stepped = space(a={"float": [0.1, 0.5], "step": 0.1}, b={"choice": [1, 2, 3], "when": {"a": 0.3}})
+    cells = list(search_space.grid(stepped))
+    assert len(cells) == search_space.count(stepped) == 4 + 3
+    assert sum("b" in cell for cell in cells) == 3
+    named = search_space.draw(stepped, lambda key, _: {"a": 0.3, "b": 2}[key])
+    assert named in cells
+    assert stepped["a"].snap(0.7) == 0.7
+    assert stepped["b"].snap(2) == 2

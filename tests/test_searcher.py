@@ -258,6 +258,22 @@ def test_an_order_carries_values_at_rungs_alone(tmp_path: Path) -> None:
         assert jobs.read_job(Path(order["job"])).history == expected
 
 
+def test_an_arm_that_is_tried_again_does_not_meet_its_own_earlier_value(tmp_path: Path) -> None:
+    """Its process died after the rung; the half that comes again knows what others reached there, alone."""
+    search = Search(tmp_path, halving={"eta": 2, "min_epochs": 1})
+    other, asked = search.cohort(), search.cohort()
+    assert other is not None
+    assert asked is not None
+    for trial, arms, first in (("t0", other, 1.0), ("t1", asked, 11.0)):
+        values = [[one.arm, first + place] for place, one in enumerate(arms)]
+        search.searcher.on_trial_result(trial, {"epoch": 1, "values": values})
+    search.searcher.on_trial_complete("t1", error=True)
+    order = search.searcher.suggest("t2")
+    again = jobs.read_job(Path(order["job"]))
+    assert [one.arm for one in again.arms] == [asked[1].arm]
+    assert sorted(again.history[1]) == [1.0, 2.0, 3.0, 11.0, 13.0]
+
+
 def test_a_cohort_that_is_over_leaves_no_meter(tmp_path: Path) -> None:
     search = Search(tmp_path)
     asked = search.cohort()

@@ -70,3 +70,10 @@ def test_the_best_students_and_those_that_still_train_stay(tmp_path: Path) -> No
 def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no student here"):
         load_student(tmp_path / "nothing")
+
+
+def test_a_damaged_student_is_named(tmp_path: Path) -> None:
+    (tmp_path / "student.json").write_text("{}")
+    (tmp_path / "student.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="no student here"):
+        load_student(tmp_path)
