@@ -144,6 +144,6 @@ def _run(ablation: Ablation, screens: Callable[[], Screen], address: str | None,
 
 
 def _begin_search(ablation: Ablation, search: Path) -> None:
-    """What the first search starts from is kept before it knows anything; failed arms are tried again, once."""
+    """Keep what it starts from before the first search knows anything; failed arms are tried again, once."""
     remember_start(ablation.run, ablation.study)
     set_failed_aside(search)
