@@ -20,7 +20,7 @@ from comkd_ray.designs import (
     with_block,
 )
 from comkd_ray.errors import UserError
-from comkd_ray.ledger import foretell_shared
+from comkd_ray.ledger import foretell_shared, seeds_of, set_failed_aside
 from comkd_ray.plan import count_arms
 from comkd_ray.progress import Screen
 from comkd_ray.retune import Tuning, tunings
@@ -75,7 +75,7 @@ def open_ablations(study: Study, origin: str, reports: Path, source: Path | None
 def open_ablation(study: Study, origin: str, run: Path, source: Path | None) -> Ablation:
     """One ablation in the directory `run`. UserError for all that is wrong with it."""
     begun = load(run / "study.yaml") if has_begun(run) else None
-    started = keep_begun(study, begun)
+    started = keep_begun(study, begun, seeds_of(run))
     if source is not None:
         started = start_from(started, source, remembered_start(run, begun))
     compiled = compile_study(started, run.name, origin, confirmed=True)
@@ -128,17 +128,22 @@ def join_ablations(ablations: list[Ablation]) -> str:
 def _run(ablation: Ablation, screens: Callable[[], Screen], address: str | None, verbose: bool) -> Outcome:
     """How the last run of an ablation ended: that of its cells, or of a search that has arms left."""
     run, compiled = ablation.run, ablation.compiled
-    remember = partial(remember_start, run, ablation.study)  # before the first search knows anything
     for search in ablation.searches:
         if search.study is None or search.is_done():
             continue
         screen = screens()
         screen.say(f"re-tuning {search.run.name}")
-        begun = has_begun(search.run)
-        ended = run_study(search.study, search.run, screen, begun, address, verbose, beginning=remember)
+        begun, beginning = has_begun(search.run), partial(_begin_search, ablation, search.run)
+        ended = run_study(search.study, search.run, screen, begun, address, verbose, beginning=beginning)
         if ended.interrupted or ended.left:
             return ended
     if ablation.searches:
         found = tuple(search.found() for search in ablation.searches)
         compiled = compile_study(with_block(ablation.study, retuned=found), run.name, ablation.origin, True)
     return run_study(compiled, run, screens(), has_begun(run), address, verbose)
+
+
+def _begin_search(ablation: Ablation, search: Path) -> None:
+    """Keep what it starts from before the first search knows anything; failed arms are tried again, once."""
+    remember_start(ablation.run, ablation.study)
+    set_failed_aside(search)

@@ -113,9 +113,10 @@ def with_block(study: Study, **changes: Any) -> Study:
     return study.model_copy(update={"ablate": study.ablate.model_copy(update=changes)})
 
 
-def keep_begun(study: Study, begun: Study | None) -> Study:
+def keep_begun(study: Study, begun: Study | None, used: set[int]) -> Study:
     """The study with what it began with: having looked at seeds, it cannot go back to a fixed n, and cells
-    at re-tuned values stay part of it. UserError where seeds are gone.
+    at re-tuned values stay part of it. used: seeds that have a record. UserError where seeds are gone, or
+    where others come between those that claims were looked at with.
     """
     before = begun.ablate if begun is not None else None
     if before is None or study.ablate is None:
@@ -129,7 +130,20 @@ def keep_begun(study: Study, begun: Study | None) -> Study:
     if most is not None:
         most = max(most, len(study.ablate.first_seeds))
     kept = {"max_seeds": most, "retune": study.ablate.retune or before.retune, "retuned": before.retuned}
-    return with_block(study, **kept)
+    study = with_block(study, **kept)
+    if before.max_seeds is not None:
+        _check_order(before, block_of(study, study.study), used)
+    return study
+
+
+def _check_order(before: Ablate, now: Ablate, used: set[int]) -> None:
+    """The p of a claim depends on the order of its seeds: those in use stay the first. UserError."""
+    for place, (old, new) in enumerate(zip(before.seed_values, now.seed_values, strict=False)):
+        if old != new and not used.isdisjoint(before.seed_values[place:]):
+            raise UserError(
+                f"ablate.seeds: this ablation has used seed {old}, in whose place {new} comes; p depends"
+                " on the order, so new seeds come after those in use: --set study=NAME begins another"
+            )
 
 
 def settings(study: Study) -> list[Overrides]:

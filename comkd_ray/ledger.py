@@ -8,13 +8,14 @@ cell's record. Arms that halving pruned, or that failed, are nobody's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from comkd_ray import study_file
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
+from comkd_ray.growth import wanted_arms
 from comkd_ray.jobs import Asked, arm_identity, asked_columns
 from comkd_ray.material import identity_of
 from comkd_ray.results import Row, write_record
@@ -52,9 +53,14 @@ def arms_of(study: Study, identity: str) -> dict[str, Overrides]:
 
 
 def find_shared(study: Study, run: Path, identity: str) -> Shared:
-    """Cells without a record of their own that a run beside this one trained to the end."""
-    own = {path.stem for path in (run / "records").glob("*.json")}
-    wanted = [arm for arm in arms_of(study, identity) if arm not in own]
+    """Cells asked for by now, without a record of their own, that a run beside this one trained to the end.
+
+    None beyond those: another study may have finished only its good arms, and seeds would come by outcome.
+    """
+    known = {path.stem: _read(path) for path in (run / "records").glob("*.json")}
+    own = {arm: record for arm, record in known.items() if record is not None}
+    asked = wanted_arms(study, lambda cell: arm_identity(identity, study_file.resolve(study, cell)), own)
+    wanted = [arm for arm in arms_of(study, identity) if arm not in own and (asked is None or arm in asked)]
     found: dict[str, tuple[Path, Path]] = {}
     for other in _runs_beside(study, run):
         if identity_of(other) == identity:
@@ -80,30 +86,36 @@ def take_shared(study: Study, run: Path, identity: str) -> Shared:
     A key without effect on the arm has the cell's value, whatever the earlier study had written there. A
     student comes along where the earlier study kept it.
     """
-    shared, cells = find_shared(study, run, identity), arms_of(study, identity)
+    cells = arms_of(study, identity)
+    taken: dict[str, tuple[Path, Path]] = {}
     numbers = {arm: number for number, arm in enumerate(cells)}
-    for arm, (other, path) in shared.records.items():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        row: Row = record["arm"]
-        asked = asked_columns(study, row["cohort"], Asked(arm, numbers[arm], cells[arm]))
-        origin = row.get(TAKEN_FROM) or other.name
-        copy_student(other, run, arm)
-        write_record(run, row | asked | {TAKEN_FROM: origin}, record["epochs"])
-    return shared
+    while found := find_shared(study, run, identity).records:  # with these records more may be asked for
+        for arm, (other, path) in found.items():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            row: Row = record["arm"]
+            asked = asked_columns(study, row["cohort"], Asked(arm, numbers[arm], cells[arm]))
+            origin = row.get(TAKEN_FROM) or other.name
+            copy_student(other, run, arm)
+            write_record(run, row | asked | {TAKEN_FROM: origin}, record["epochs"])
+        taken |= found
+    return Shared(taken)
 
 
-def set_failed_aside(run: Path) -> int:
-    """Move records of failed cells away, so that they are tried again; how many there were."""
+def set_failed_aside(run: Path, but: Container[str] = ()) -> int:
+    """Move records of failed arms away, `but` some, so that they are tried again; how many there were."""
     failed = 0
     for path in sorted((run / "records").glob("*.json")):
-        try:
-            is_failed = json.loads(path.read_text(encoding="utf-8"))["arm"]["status"] == "failed"
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # a damaged one is moved aside where records are read
-        if is_failed:
+        record = _read(path)  # a damaged one is moved aside where records are read
+        if record is not None and record["arm"]["status"] == "failed" and path.stem not in but:
             path.replace(path.with_suffix(".failed"))
             failed += 1
     return failed
+
+
+def seeds_of(run: Path) -> set[int]:
+    """Seeds of the arms that have a record."""
+    records = map(_read, (run / "records").glob("*.json"))
+    return {record["arm"]["seed"] for record in records if record is not None}
 
 
 def material_of(study: Study) -> dict[str, object]:
@@ -129,8 +141,15 @@ def _same_material(study: Study, other: Path) -> bool:
 
 def _is_whole(path: Path) -> bool:
     """Whether a record is of an arm that had all its epochs."""
+    record = _read(path)
+    row: Row = record["arm"] if record is not None else {"status": "none"}
+    return row["status"] == "complete" and row.get("epochs_done", 0) == row.get("train.epochs")
+
+
+def _read(path: Path) -> Row | None:
+    """A record; None where there is none that can be read."""
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))["arm"]
-        return bool(row["status"] == "complete" and row["epochs_done"] == row["train.epochs"])
+        record: Row = json.loads(path.read_text(encoding="utf-8"))
+        return record if record["arm"]["status"] else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None

@@ -32,6 +32,8 @@ class Rule(NamedTuple):
     direction: Direction = "above"
     max_seeds: int | None = None
     """Seeds were added to open claims, up to so many; None: their number was fixed beforehand."""
+    seeds_left: bool = True
+    """Whether open claims may still get one."""
 
 
 FIXED = Rule()
@@ -67,7 +69,7 @@ def family(baseline: str, pairs: Sequence[tuple[str, pl.DataFrame]], rule: Rule 
     """Every (name, rows of `differences`) as a claim of one family; names without a pair are left out."""
     filled = [(name, rows) for name, rows in pairs if len(rows)]
     claims = [Claim(name, tuple(rows["difference"]), rule.direction) for name, rows in filled]
-    compared = compare(claims) if rule.max_seeds is None else compare_at_any_look(claims, rule.max_seeds)
+    compared = compare(claims) if rule.max_seeds is None else compare_at_any_look(claims, rule.seeds_left)
     return [
         Paired(baseline, tuple(rows["seed"]), tuple(rows["difference"]), found, _flags(rows))
         for (_, rows), found in zip(filled, compared, strict=True)

@@ -39,10 +39,11 @@ class Tuning(NamedTuple):
     """None where no searched key has an effect under this setting: its own values stay."""
 
     def is_done(self) -> bool:
-        """Whether its budget is spent."""
+        """Whether its budget is spent, on arms that did not fail."""
         if self.study is None:
             return True
-        return len(read_records(self.run)) >= count_arms(self.study)
+        states = [record["arm"]["status"] for record in read_records(self.run).values()]
+        return len(states) - states.count("failed") >= count_arms(self.study)
 
     def found(self) -> Overrides:
         """Factors and best values. UserError where no arm of the search was trained to the end."""

@@ -48,7 +48,10 @@ class Run(NamedTuple):
     def rule(self) -> Rule:
         """What is claimed of settings against the first, and whether seeds were added on the way."""
         block = self.study.ablate if self.study is not None else None
-        return FIXED if block is None else Rule(block.direction, block.max_seeds)
+        if block is None:
+            return FIXED
+        asked = self.provenance.get("arms_asked", math.inf)  # arms that ended, and those still wanted
+        return Rule(block.direction, block.max_seeds, len(self.arms) < asked)
 
     @property
     def fixed(self) -> pl.DataFrame:

@@ -46,28 +46,27 @@ class Question(NamedTuple):
     """`open` wants another seed; `not decidable` has used up its seeds."""
 
 
-def decide(claims: Sequence[Claim], max_seeds: int) -> list[Question]:
-    """Every claim of a family, differences in the order of their seeds, up to `max_seeds` of them.
+def decide(claims: Sequence[Claim], seeds_left: bool) -> list[Question]:
+    """Every claim of a family, differences in the order of their seeds.
 
-    An open question wants one more seed; decided ones may stop. Call it again after each seed, or
-    after several. Raises UserError where a difference is not a finite number.
+    seeds_left: whether a question may get one more. n does not tell: the arm of a seed may have failed. An
+    open question wants one; decided ones may stop. Call it again after each seed, or after several. Raises
+    UserError where a difference is not a finite number.
     """
     for claim in claims:
         require_finite(claim.name, claim.differences)
-    seen = [claim._replace(differences=claim.differences[:max_seeds]) for claim in claims]
-    found = [anytime_p(claim.differences) for claim in seen]
+    found = [anytime_p(claim.differences) for claim in claims]
     adjusted = holm([p for p, _ in found])
     questions = []
-    for claim, (p, direction), p_holm in zip(seen, found, adjusted, strict=True):
-        n = len(claim.differences)
-        standing: Standing = "open" if n < max_seeds else "not decidable"
+    for claim, (p, direction), p_holm in zip(claims, found, adjusted, strict=True):
+        standing: Standing = "open" if seeds_left else "not decidable"
         if p_holm < LEVEL:
             standing = "supported" if direction == claim.direction else "refuted"
-        questions.append(Question(claim.name, n, p, p_holm, standing))
+        questions.append(Question(claim.name, len(claim.differences), p, p_holm, standing))
     return questions
 
 
-def compare_at_any_look(claims: Sequence[Claim], max_seeds: int) -> list[Comparison]:
+def compare_at_any_look(claims: Sequence[Claim], seeds_left: bool) -> list[Comparison]:
     """The claims of a family as `comparison.compare` gives them, with the p and the standing of `decide`.
 
     The intervals are those of a fixed n: they describe, and no verdict follows from them.
@@ -87,7 +86,7 @@ def compare_at_any_look(claims: Sequence[Claim], max_seeds: int) -> list[Compari
             None,
             True,
         )
-        for claim, question in zip(claims, decide(claims, max_seeds), strict=True)
+        for claim, question in zip(claims, decide(claims, seeds_left), strict=True)
     ]
 
 

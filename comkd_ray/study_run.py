@@ -38,7 +38,7 @@ from comkd_ray.cohort_size import cohort_size, read_memory
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TEST, TRAIN, VAL
 from comkd_ray.errors import UserError
-from comkd_ray.growth import wanted_arms
+from comkd_ray.growth import passed_arms, wanted_arms
 from comkd_ray.material import Card, is_ready, read_card, write_card
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.photographs import open_both, shots
@@ -159,12 +159,14 @@ class _Run:
 
     def search_once(self, card: Card, slots: int) -> bool:
         """Train what is asked for by now; whether more may be asked for after it."""
+        self.take_cells(card)
         records = results.read_records(self.run)
         arms = self.open_arms(card, records)
         again = arms.reconcile(records)
         if again:
-            self.screen.say(f"{again} arms were cut off; they are asked again")
+            self.screen.say(f"{again} arms were cut off, or had failed; they are asked again")
         if self.searcher is not None and not arms.left():
+            self.searcher.records = records  # with those that were taken since
             return False
         size = self.cohort_size(slots, arms.left())
         self.searcher = ray_search.CohortSearcher(
@@ -177,12 +179,18 @@ class _Run:
         return grows and not self.searcher.cohorts and not self.searcher.left
 
     def settle_cells(self, card: Card) -> None:
-        """An ablation tries failed cells again, and takes those that an earlier study has."""
+        """An ablation tries failed cells again, but those that later seeds have passed."""
         if self.study.ablate is None:
             return
-        failed = ledger.set_failed_aside(self.run)
+        passed = passed_arms(self.study, self.identifier(card), results.read_records(self.run))
+        failed = ledger.set_failed_aside(self.run, but=passed)
         if failed:
             self.screen.say(f"{failed} cells failed before; they are tried again")
+
+    def take_cells(self, card: Card) -> None:
+        """An ablation takes the cells asked for by now that an earlier study has."""
+        if self.study.ablate is None:
+            return
         taken = ledger.take_shared(self.study, self.run, card.identity)
         if words := taken.in_words(count_arms(self.study)):
             self.screen.say(words)

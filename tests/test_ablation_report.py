@@ -197,9 +197,9 @@ def test_without_a_part_a_setting_is_claimed_to_score_below(tmp_path: Path) -> N
 def test_a_study_that_added_seeds_shows_p_values_of_every_look(tmp_path: Path) -> None:
     one = ablation("factorial", FLAGS, seeds=6, most=9)
     run = run_of(tmp_path, one)
-    assert run.rule == Rule("above", 9)
+    assert run.rule == Rule("above", 9, seeds_left=False)
     paired = paired_by_seed(run.arms, SCORE, run.rule)
-    questions = decide([Claim(pair.name, pair.differences) for pair in paired], 9)
+    questions = decide([Claim(pair.name, pair.differences) for pair in paired], run.rule.seeds_left)
     for pair, question in zip(paired, questions, strict=True):
         assert (pair.found.p, pair.found.p_holm) == (question.p, question.p_holm)
         assert pair.found.verdict == question.standing
@@ -213,12 +213,32 @@ def test_a_study_that_added_seeds_shows_p_values_of_every_look(tmp_path: Path) -
 
 def test_an_open_claim_is_called_open() -> None:
     claim = Claim("a", (1.0, -1.0, 0.5))
-    (found,) = compare_at_any_look([claim], 9)
+    (found,) = compare_at_any_look([claim], seeds_left=True)
     assert (found.verdict, found.n, found.at_any_look, found.further_seeds) == ("open", 3, True, None)
-    (spent,) = compare_at_any_look([claim], 3)
+    (spent,) = compare_at_any_look([claim], seeds_left=False)
     assert spent.verdict == "not decidable"
-    (decided,) = compare_at_any_look([Claim("b", (-1.0,) * 8, "below")], 9)
+    (decided,) = compare_at_any_look([Claim("b", (-1.0,) * 8, "below")], seeds_left=True)
     assert decided.verdict == "supported"
+
+
+@pytest.mark.parametrize(("asked", "standing"), [(36, "not decidable"), (37, "open")])
+def test_a_claim_is_open_only_while_an_arm_is_still_asked_for(
+    tmp_path: Path, asked: int, standing: str
+) -> None:
+    """The reference failed at one seed, so no claim has as many differences as there were seeds."""
+    one = ablation("factorial", FLAGS, seeds=6, most=9)
+    tree = one.model_dump(mode="json")
+    arms = [
+        fake_run.arm(number, cell, "failed" if number == 1 else "complete", tree=tree)
+        for number, cell in enumerate(study_file.cells(one))
+    ]
+    assert len(arms) == 36
+    run = read(fake_run.write(tmp_path, arms, tree, fake_run.provenance(arms_asked=asked)))
+    paired = paired_by_seed(run.arms, SCORE, run.rule)
+    assert [pair.found.n for pair in paired] == [8, 8, 8]
+    assert {pair.found.verdict for pair in paired} - {"supported", "refuted"} == {standing}
+    told = " ".join(verdicts(run.arms, one, run.rule))
+    assert ("is open: it wants another seed" in told) == (standing == "open")
 
 
 def test_arms_of_another_run_are_not_counted_as_time_spent_here(tmp_path: Path) -> None:

@@ -239,12 +239,29 @@ def test_until_decided_needs_room_for_more_seeds_and_settings_to_compare() -> No
 def test_seeds_that_a_command_adds_may_pass_those_that_open_claims_could() -> None:
     """Nine were the most; with twelve in the file all twelve count, in p too."""
     begun = until_decided(study("factorial", FLAGS, seeds=8), "x", 9)
-    kept = keep_begun(study("factorial", FLAGS, seeds=12), begun)
+    kept = keep_begun(study("factorial", FLAGS, seeds=12), begun, {1, 2})
     assert kept.ablate is not None
     assert kept.ablate.max_seeds == 12
     assert kept.ablate.seed_values == tuple(range(1, 13))
     with pytest.raises(UserError, match="has begun with seed 3 too; seeds may grow, not go"):
-        keep_begun(study("factorial", FLAGS, seeds=2), begun)
+        keep_begun(study("factorial", FLAGS, seeds=2), begun, set())
+
+
+def test_new_seeds_come_after_those_that_claims_were_looked_at_with() -> None:
+    """Three grew to eight of twelve. p depends on the order, and seeds that nobody has used are free."""
+    begun = until_decided(study("factorial", FLAGS, seeds=3), "x", 12)
+    used = set(range(1, 9))
+    for seeds in ([1, 2, 3, 20], [1, 2, 3, 5], [0, 1, 2, 3], [1, 2, 3, 4, 5, 6, 7, 20]):
+        with pytest.raises(UserError, match=r"seeds: .* used seed \d, in whose place \d+ comes; p depends"):
+            keep_begun(study("factorial", FLAGS, seeds=seeds), begun, used)
+    for seeds, first in (([*range(1, 9), 20], 9), (5, 5), (3, 3)):
+        kept = keep_begun(study("factorial", FLAGS, seeds=seeds), begun, used)
+        assert kept.ablate is not None
+        assert kept.ablate.seed_values[:8] == tuple(range(1, 9))
+        assert len(kept.ablate.first_seeds) == first
+    keep_begun(study("factorial", FLAGS, seeds=[1, 2, 3, 20]), begun, {1, 2, 3})
+    fixed = study("factorial", FLAGS, seeds=[1, 2, 20])
+    keep_begun(study("factorial", FLAGS, seeds=[1, 2, 3, 20]), fixed, {1, 2, 20})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from comkd_ray import study_file
 from comkd_ray.comparison import Claim
 from comkd_ray.config import Study
 from comkd_ray.designs import compile_study, until_decided
-from comkd_ray.growth import wanted_arms
+from comkd_ray.growth import passed_arms, wanted_arms
 from comkd_ray.jobs import arm_identity
 from comkd_ray.search_space import Overrides
 from comkd_ray.sequential import decide
@@ -42,9 +42,11 @@ def record(arm: str, value: float | None) -> Tree:
     return {"arm": {"arm": arm, "status": status, SCORE: value}, "epochs": []}
 
 
-def run(study: Study, score: Callable[[str, int], float | None]) -> tuple[dict[str, Tree], list[set[str]]]:
+def run(
+    study: Study, score: Callable[[str, int], float | None], begun: dict[str, Tree] | None = None
+) -> tuple[dict[str, Tree], list[set[str]]]:
     """Train whatever is wanted until nothing more is; the records, and what each stage asked for."""
-    records: dict[str, Tree] = {}
+    records = dict(begun or {})
     stages: list[set[str]] = []
     while True:
         wanted = wanted_arms(study, name, records)
@@ -81,7 +83,7 @@ def test_all_settings_get_the_first_seeds_then_only_open_claims_and_the_referenc
 def _decided(n: int) -> bool:
     """Whether the rule decides the claim about IFAlign after n seeds of both claims."""
     claims = [Claim("a", (1.0,) * n), Claim("b", tuple(noise(seed) for seed in range(1, n + 1)))]
-    return decide(claims, 12)[0].standing == "supported"
+    return decide(claims, True)[0].standing == "supported"
 
 
 def test_where_every_claim_is_decided_no_seed_is_added() -> None:
@@ -139,8 +141,54 @@ def test_a_killed_command_comes_to_the_same_decisions() -> None:
         assert wanted_arms(study, name, half) == known
 
 
+def differences(records: dict[str, Tree], cell: str) -> tuple[float, ...]:
+    """A setting minus the reference over the seeds that both have, in ascending order."""
+    scores = {arm: one["arm"][SCORE] for arm, one in records.items() if one["arm"]["status"] == "complete"}
+    seeds = [seed for seed in range(1, 21) if {f"{cell}/{seed}", f"00/{seed}"} <= scores.keys()]
+    return tuple(scores[f"{cell}/{seed}"] - scores[f"00/{seed}"] for seed in seeds)
+
+
 @pytest.mark.parametrize("missing", ["10", "00"])
 def test_a_failed_arm_is_no_difference_and_does_not_stop_the_rest(missing: str) -> None:
-    study = ablation("add_one_in", 2, 6)
-    records, _ = run(study, lambda cell, seed: None if (cell, seed) == (missing, 2) else 80.0 + len(cell))
-    assert len(records) == 3 * 6
+    """IFAlign gains a point: seven seeds decide that, so the eighth does where one is missing, and no zero
+    stands for it. EduAttention gains nothing: it uses up its nine seeds, and then wants no other.
+    """
+    study = ablation("add_one_in", 2, 9)
+
+    def score(cell: str, seed: int) -> float | None:
+        return None if (cell, seed) == (missing, 2) else 80 + (cell == "10") + (cell == "01") * noise(seed)
+
+    records, stages = run(study, score)
+    assert [sum(arm.startswith(cell) for arm in records) for cell in ("10", "01", "00")] == [8, 9, 9]
+    assert stages[-1] == {"00/9", "01/9"}
+    claims = [Claim(cell, differences(records, cell)) for cell in ("10", "01")]
+    questions = decide(claims, seeds_left=False)
+    assert [one.n for one in questions] == [7, 9 - (missing == "00")]
+    assert [one.standing for one in questions] == ["supported", "not decidable"]
+
+
+@pytest.mark.parametrize("cell", ["10", "00"])
+@pytest.mark.parametrize(("failed", "again"), [({3}, set()), ({8}, {8}), ({7, 8}, {7, 8}), ({1, 8}, {8})])
+def test_what_is_tried_again_comes_after_all_that_was_looked_at(
+    cell: str, failed: set[int], again: set[int]
+) -> None:
+    """p depends on the order of the differences: one more at the end lets it fall, one between could not."""
+    study = ablation("add_one_in", 3, 8)
+    first, _ = run(
+        study, lambda own, seed: None if own == cell and seed in failed else 80 + (own != "00") * noise(seed)
+    )
+    lost = {arm for arm, one in first.items() if one["arm"]["status"] == "failed"} - passed_arms(
+        study, name, first
+    )
+    assert lost == {f"{cell}/{seed}" for seed in again}
+    kept = {arm: one for arm, one in first.items() if arm not in lost}
+    second, _ = run(study, lambda own, seed: 80 + (own != "00") * noise(seed), kept)
+    before, after = differences(first, "10"), differences(second, "10")
+    assert len(after) == len(before) + len(again)
+    assert after[: len(before)] == before
+
+
+def test_with_fixed_seeds_every_failed_arm_is_tried_again() -> None:
+    records = {f"00/{seed}": record(f"00/{seed}", None if seed == 1 else 80.0) for seed in (1, 2, 3)}
+    assert passed_arms(ablation("factorial", 3, None), name, records) == set()
+    assert passed_arms(ablation("factorial", 3, 4), name, records) == {"00/1", "00/2"}

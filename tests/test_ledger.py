@@ -11,9 +11,17 @@ import pytest
 
 from comkd_ray import results, study_file
 from comkd_ray.config import Study
-from comkd_ray.designs import compile_study, with_block
+from comkd_ray.designs import compile_study, until_decided, with_block
 from comkd_ray.errors import UserError
-from comkd_ray.ledger import TAKEN_FROM, arms_of, find_shared, foretell_shared, set_failed_aside, take_shared
+from comkd_ray.ledger import (
+    TAKEN_FROM,
+    arms_of,
+    find_shared,
+    foretell_shared,
+    seeds_of,
+    set_failed_aside,
+    take_shared,
+)
 from comkd_ray.material import Card, write_card
 from comkd_ray.starting_point import remarks, start_from
 from comkd_ray.weights import FILES
@@ -92,6 +100,27 @@ def test_cells_of_an_earlier_study_are_taken_with_where_they_come_from(tmp_path:
     assert foretell_shared(one, run).in_words(16) == ""
 
 
+def test_only_what_claims_ask_for_by_now_is_taken(tmp_path: Path) -> None:
+    """The earlier study trained one setting with ten seeds to the end and the others with two, as halving may
+    leave it: of the ten the claim takes the first two, and a third as soon as it is open.
+    """
+    block = {"ablate": {"design": "factorial", "factors": FLAGS, "seeds": 2}}
+    one = study_file.build(outer.tree(Path("/world")) | block, "tiny.yaml")
+    one = compile_study(until_decided(one, "x", 10), "tiny-ablate", "x")
+    before, _ = earlier(tmp_path)
+    for arm, cell in arms_of(one, "material").items():
+        good = cell["student.ifalign"] and cell["student.edu_attention"]
+        if good or cell["train.seed"] <= 2:
+            row = {"cohort": "c0", "train.epochs": 2, "test_harmonic_mean": 80.0 + bool(good), **cell}
+            results.write_record(before, outer.record(arm, **row)["arm"], [])
+    run = tmp_path / "tiny-ablate"
+    assert len(foretell_shared(one, run).records) == 4 * 2
+    assert len(take_shared(one, run, "material").records) == 4 * 2 + 1
+    taken = {record["arm"]["seed"] for record in results.read_records(run).values()}
+    assert taken == seeds_of(run) == {1, 2, 3}
+    assert take_shared(one, run, "material").records == {}
+
+
 @pytest.mark.parametrize("changes", [{"status": "pruned"}, {"status": "failed"}, {"train.epochs": 9}])
 def test_what_was_pruned_or_failed_is_nobodys(tmp_path: Path, changes: Tree) -> None:
     """Nor what has fewer epochs than it should."""
@@ -142,6 +171,13 @@ def test_failed_cells_are_tried_again_and_finished_ones_are_not(tmp_path: Path) 
     assert results.read_records(tmp_path).keys() == {"a", "c"}
     assert json.loads((tmp_path / "records" / "b.failed").read_text())["arm"]["status"] == "failed"
     assert set_failed_aside(tmp_path) == 0
+
+
+def test_failed_cells_that_later_seeds_have_passed_stay(tmp_path: Path) -> None:
+    for arm in "ab":
+        results.write_record(tmp_path, outer.record(arm, status="failed")["arm"], [])
+    assert set_failed_aside(tmp_path, but={"a"}) == 1
+    assert results.read_records(tmp_path).keys() == {"a"}
 
 
 # --from -----------------------------------------------------------------------------------------

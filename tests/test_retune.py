@@ -21,6 +21,7 @@ from comkd_ray.config import Study
 from comkd_ray.designs import compile_study, settings, with_block
 from comkd_ray.errors import UserError
 from comkd_ray.findings import findings, sentences
+from comkd_ray.jobs import arm_identity
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.pairing import FIXED, Rule
 from comkd_ray.progress import Screen
@@ -134,7 +135,11 @@ def test_what_a_search_found_is_its_best_complete_arm(tmp_path: Path) -> None:
     search = tunings(study(), tmp_path, 2, "tiny.yaml")[1]
     with pytest.raises(UserError, match="no complete arm"):
         search.found()
-    for arm, value, status, rate in (("a", 60.0, "complete", 0.01), ("b", 90.0, "pruned", 0.05)):
+    for arm, value, status, rate in (
+        ("a", 60.0, "complete", 0.01),
+        ("c", 95.0, "failed", 0.02),
+        ("b", 90.0, "pruned", 0.05),
+    ):
         assert not search.is_done()
         record = outer.record(arm, value, status, searched=["train.lr"], **{"train.lr": rate})
         results.write_record(search.run, record["arm"], [])
@@ -164,6 +169,60 @@ def test_the_arm_that_it_starts_from_is_remembered_before_anything_is_searched(
     assert again.study == first.study
     assert again.study.loss.temperature == 2.0
     assert not (tmp_path / "tiny" / "study.yaml").exists()  # nothing has begun that a change would clash with
+
+
+def train(own: Study, run: Path, failing: set[int]) -> list[str]:
+    """What a command does with a search, but for Ray: ask for what is left; which of them fail is given."""
+    asked: list[str] = []
+    arms = OptunaArms(own, run / "optuna.journal")
+    arms.reconcile(results.read_records(run))
+    while arms.left():
+        proposal = arms.ask()
+        number, values = proposal.number, proposal.overrides
+        arm = arm_identity("", study_file.resolve(own, values))
+        arms.assign(number, arm)
+        status = "failed" if len(asked) in failing else "complete"
+        record = outer.record(arm, 60.0, status, number=number, searched=sorted(values), **values)
+        results.write_record(run, record["arm"], record["epochs"])
+        arms.tell(number, record)
+        asked.append(arm)
+    return asked
+
+
+def test_failed_arms_of_a_search_are_tried_again_once_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is short: nothing ends. Later one arm of a search ends, which will do, and then the other."""
+    asked: list[list[str]] = []
+
+    def run_study(own: Study, run: Path, *_: Any, beginning: Any = None) -> study_run.Outcome:
+        if beginning is not None:  # a search, not the cells after it
+            run.mkdir(parents=True, exist_ok=True)
+            beginning()
+            study_file.dump(own, run / "study.yaml")
+            asked.append(train(own, run, failing))
+        return study_run.Outcome(run, 2, 0, 0, 0, None, False, None, 0.0)
+
+    monkeypatch.setattr(ablation_run, "run_study", run_study)
+    monkeypatch.setattr(cluster, "connect", lambda *_: contextlib.nullcontext())
+
+    def command() -> list[list[str]]:
+        asked.clear()
+        one = open_ablation(with_block(study(), retune=2), "tiny.yaml", tmp_path / "tiny", None)
+        run_ablations([one], lambda: Screen("quiet"), None, False)
+        return list(asked)
+
+    failing = {0, 1}
+    for _ in range(2):
+        with pytest.raises(UserError, match="no complete arm"):
+            command()
+        assert [len(one) for one in asked] == [2] * 4
+    every = list(asked)
+    failing = {1}
+    assert command() == every
+    failing = set()
+    assert command() == [one[1:] for one in every]
+    assert command() == []
 
 
 def test_a_setting_with_nothing_to_tune_keeps_its_values() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -11,13 +12,18 @@ from typing import Any
 import outer
 import pytest
 from ray.tune.search import Searcher
+from test_ledger import earlier
 
-from comkd_ray import jobs, progress, results
+from comkd_ray import jobs, progress, results, study_file
 from comkd_ray import tune as ray_search
 from comkd_ray.budget import Budget
 from comkd_ray.config import Study
+from comkd_ray.designs import compile_study, until_decided
+from comkd_ray.ledger import TAKEN_FROM, arms_of
 from comkd_ray.material import Card
 from comkd_ray.optuna_search import OptunaArms
+from comkd_ray.progress import Screen
+from comkd_ray.study_run import _Run
 
 Tree = dict[str, Any]
 CARD = Card("material", "data", "teacher", "text", "bank", "bank", None, 1.0, 10, {}, {}, "digest")
@@ -352,3 +358,64 @@ def test_a_cohort_that_breaks_its_process_is_tried_again_in_halves(tmp_path: Pat
     assert results.read_records(tmp_path).keys() == set(whole) - {breaker}
     again = Search(tmp_path, arms=3)
     assert [one.arm for one in again.cohort() or ()] == [breaker]
+
+
+# An ablation that adds seeds --------------------------------------------------------------------
+
+
+def growing(run: Path) -> tuple[Study, _Run]:
+    """IFAlign off and on with two seeds and up to four, and what drives that in a directory `run`."""
+    block = {"ablate": {"design": "factorial", "factors": {"student.ifalign": [False, True]}, "seeds": 2}}
+    one = study_file.build(outer.tree(Path("/world")) | block, "tiny.yaml")
+    study = compile_study(until_decided(one, "x", 4), "tiny-ablate", "x")
+    return study, _Run(study, run, run, Screen("quiet"), False, 0.0, ray_search.UNLIMITED, None)
+
+
+def end_cell(study: Study, run: Path, asked: jobs.Asked, status: str = "complete") -> None:
+    """A cell's record; all cells have one score."""
+    row = {"status": status, "objective": 50.0, "test_harmonic_mean": 80.0, "epochs_done": 2}
+    results.write_record(run, row | jobs.asked_columns(study, "c0", asked), [])
+
+
+def test_as_claims_grow_what_an_earlier_study_has_is_taken_and_the_rest_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an effect the claim goes to its fourth and last seed; the earlier study lacks the third."""
+    run = tmp_path / "tiny-ablate"
+    study, driver = growing(run)
+    before, _ = earlier(tmp_path, CARD.identity)
+    for arm, cell in arms_of(study, CARD.identity).items():
+        if cell["train.seed"] != 3:
+            end_cell(study, before, jobs.Asked(arm, 0, cell))
+    trained: list[Any] = []
+
+    def search(searcher: ray_search.CohortSearcher, *_: Any) -> None:
+        for place in itertools.count():
+            order = searcher.suggest(f"t{place}")
+            if order is None or order == Searcher.FINISHED:
+                return
+            for asked in jobs.read_job(Path(order["job"])).arms:
+                trained.append(asked.overrides["train.seed"])
+                end_cell(study, run, asked)
+            searcher.on_trial_complete(f"t{place}")
+
+    monkeypatch.setattr(ray_search, "search", search)
+    while driver.search_once(CARD, 1):
+        pass
+    assert trained == [3, 3]
+    rows = [record["arm"] for record in results.read_records(run).values()]
+    assert sorted(row["seed"] for row in rows if TAKEN_FROM in row) == [1, 1, 2, 2, 4, 4]
+    assert driver.searcher is not None
+    assert (driver.searcher.total, driver.searcher.left) == (8, 0)
+
+
+def test_a_failed_cell_is_tried_again_only_before_later_seeds(tmp_path: Path) -> None:
+    """Seeds 1 and 3 of both settings failed: after 1 there is a score, after 3 none."""
+    study, driver = growing(tmp_path)
+    for arm, cell in arms_of(study, CARD.identity).items():
+        if cell["train.seed"] != 4:
+            status = "complete" if cell["train.seed"] == 2 else "failed"
+            end_cell(study, tmp_path, jobs.Asked(arm, 0, cell), status)
+    driver.settle_cells(CARD)
+    left = [record["arm"]["seed"] for record in results.read_records(tmp_path).values()]
+    assert sorted(left) == [1, 1, 2, 2]

@@ -165,7 +165,7 @@ def until_decided(claims: list[Claim], most: int) -> list[sequential.Question]:
     seen = {claim.name: 1 for claim in claims}
     while True:
         so_far = [claim._replace(differences=claim.differences[: seen[claim.name]]) for claim in claims]
-        questions = sequential.decide(so_far, most)
+        questions = sequential.decide(so_far, max(seen.values()) < most)
         still_open = [question.claim for question in questions if question.standing == "open"]
         if not still_open:
             return questions
