@@ -34,7 +34,7 @@ def wanted_arms(study: Study, identify: Callable[[Overrides], str], records: Led
     seeds = block.seed_values
     named = [identify(cell) for cell in cells(study)]  # settings in order, each with all seeds
     arms = [named[start : start + len(seeds)] for start in range(0, len(named), len(seeds))]
-    pairs = [pair for pair in claim_pairs(study) if arms[pair[0]] != arms[pair[1]]]
+    pairs = claim_pairs(study)
     first = len(block.first_seeds)
     wanted = {arm for own in arms for arm in own[:first]}
     seen = dict.fromkeys(pairs, first)

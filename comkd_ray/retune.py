@@ -63,8 +63,8 @@ def tunings(study: Study, run: Path, arms: int, origin: str) -> list[Tuning]:
     block = block_of(study, origin)
     if block.design == "fractional":
         raise UserError(
-            f"{origin}: ablate.design: --retune compares settings, and a fraction tells of main effects alone;"
-            " factorial, leave_one_out or add_one_in can be re-tuned"
+            f"{origin}: ablate.design: --retune compares settings, and a fraction tells of main effects"
+            " alone; factorial, leave_one_out or add_one_in can be re-tuned"
         )
     if not study.search.space or study.search.sampler in ("grid", "list"):
         raise UserError(

@@ -46,9 +46,15 @@ class Run(NamedTuple):
 
     @property
     def rule(self) -> Rule:
-        """What is claimed of settings against the first, and whether seeds were added on the way."""
-        block = self.study.ablate if self.study is not None else None
-        return FIXED if block is None else Rule(block.direction, block.max_seeds)
+        """What is claimed of settings against the first, whether seeds were added, and what is crossed."""
+        if self.study is None:
+            return FIXED
+        crossed, block = frozenset(self.study.search.space), self.study.ablate
+        if block is None:
+            return Rule(crossed=crossed)
+        if block.design == "factorial":
+            crossed |= frozenset(block.factors)  # a re-tuned one is a list
+        return Rule(block.direction, block.max_seeds, block.design != "fractional", crossed)
 
     @property
     def fixed(self) -> pl.DataFrame:
