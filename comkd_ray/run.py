@@ -54,7 +54,8 @@ class Run(NamedTuple):
             return Rule(crossed=crossed)
         if block.design == "factorial":
             crossed |= frozenset(block.factors)  # a re-tuned one is a list
-        return Rule(block.direction, block.max_seeds, block.design != "fractional", crossed)
+        compares = block.design != "fractional"
+        return Rule(block.direction, block.max_seeds, compares=compares, crossed=crossed)
 
     @property
     def fixed(self) -> pl.DataFrame:
