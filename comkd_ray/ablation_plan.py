@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from comkd_ray import planner, sequential
 from comkd_ray.config import Ablate, Study
-from comkd_ray.designs import settings
+from comkd_ray.designs import count_claims, settings
 from comkd_ray.fractional import fraction, in_words
 from comkd_ray.ledger import Shared
 from comkd_ray.words import counted, shown
@@ -67,7 +67,7 @@ def can_find(study: Study) -> str:
     """What the seeds can show."""
     block = study.ablate
     assert block is not None
-    claims = claims_of(study)
+    claims = count_claims(study)
     if block.max_seeds is not None:
         fewest = sequential.fewest_seeds(claims)
         words = f"up to {counted(block.max_seeds, 'seed')}, {counted(claims, 'claim')}: every look counted"
@@ -75,15 +75,3 @@ def can_find(study: Study) -> str:
             return f"{words}; nothing can be decided, {fewest} seeds could"
         return f"{words}; a claim whose differences are all alike is decided after {fewest} seeds"
     return planner.foretell(planner.plan(len(block.first_seeds), claims))
-
-
-def claims_of(study: Study) -> int:
-    """Claims that are made together: one a setting but the reference; of a fraction, one a factor.
-
-    Those at re-tuned values are another family.
-    """
-    block = study.ablate
-    assert block is not None
-    if block.design == "fractional":
-        return len(block.factors)
-    return len(settings(study)) - 1

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from comkd_ray.arms import full_budget, has_modules, is_same, scores_of
+from comkd_ray.arms import full_budget, is_same, scores_of
 from comkd_ray.config import Study
-from comkd_ray.designs import setting_names, settings
+from comkd_ray.designs import distinct_claims, setting_names, settings
 from comkd_ray.pairing import Paired, Rule, differences, family
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import has_effect
@@ -17,9 +17,8 @@ from comkd_ray.words import counted, signed
 
 def at_values(arms: pl.DataFrame, values: Overrides) -> pl.DataFrame:
     """Arms that have these values; of keys without effect on an arm (C without EduAttention) any value."""
-    known = has_modules(arms)
     kept = [
-        all(is_same(row[key], value) or (known and not has_effect(key, row)) for key, value in values.items())
+        all(is_same(row[key], value) or not has_effect(key, row) for key, value in values.items())
         for row in arms.iter_rows(named=True)
     ]
     return arms.filter(pl.Series(kept, dtype=pl.Boolean))
@@ -28,23 +27,21 @@ def at_values(arms: pl.DataFrame, values: Overrides) -> pl.DataFrame:
 def claims_of(arms: pl.DataFrame, study: Study, asked: Sequence[Overrides], rule: Rule) -> list[Paired]:
     """Every setting minus the first, by seed, as a family; those without a pair are left out.
 
-    asked: values of the settings, in the order of the design; those of the design itself, or re-tuned. A
-    setting whose arms are the reference's own (C, where EduAttention is off) makes no claim.
+    asked: values of the settings, in the order of the design; those of the design itself, or re-tuned.
     """
     score, names = scores_of(arms).headline, setting_names(study)
     rows = full_budget(arms).drop_nulls([score])
-    reference, *others = (at_values(rows, one) for one in asked)
+    reference = at_values(rows, asked[0])
     pairs = [
-        (name, differences(ours, reference, score))
-        for name, ours in zip(names[1:], others, strict=True)
-        if set(ours["arm"]) != set(reference["arm"])
+        (names[place], differences(at_values(rows, asked[place]), reference, score))
+        for place in distinct_claims(study, asked)
     ]
     return family(names[0], pairs, rule)
 
 
 def verdicts(arms: pl.DataFrame, study: Study | None, rule: Rule) -> list[str]:
     """The claims at fixed knobs, a line each; none for a fraction, whose settings are not compared."""
-    if study is None or study.ablate is None or study.ablate.design == "fractional":
+    if study is None or study.ablate is None or not rule.compares:
         return []
     return [_line(pair) for pair in claims_of(arms, study, settings(study), rule)]
 

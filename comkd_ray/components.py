@@ -27,7 +27,9 @@ from comkd_ray.errors import UserError
 from comkd_ray.factorial import Effect, Grid, Share, effects, grid_of, shapley
 from comkd_ray.pairing import is_seeded_grid
 from comkd_ray.reference_rows import at_own_values
+from comkd_ray.search_space import Scalar
 from comkd_ray.stats import Estimate, estimate
+from comkd_ray.study_file import has_effect
 
 MODULES = (IFALIGN, EDU_ATTENTION)
 
@@ -57,7 +59,7 @@ def components(arms: pl.DataFrame, study: Study | None, enumerated: bool | None)
         return None
     score = scores_of(arms).headline
     for rows in _candidates(arms, study):
-        varied = [key for key in searched_keys(arms) if key != SEED and rows[key].n_unique() > 1]
+        varied = _varied(rows)
         if not set(MODULES) <= set(varied):
             continue
         try:
@@ -68,6 +70,16 @@ def components(arms: pl.DataFrame, study: Study | None, enumerated: bool | None)
             inside = rows.filter(pl.col("seed").is_in(grid.seeds))
             return _worth(grid)._replace(flags=among(inside).flags)
     return None
+
+
+def _varied(rows: pl.DataFrame) -> list[str]:
+    """Searched keys, the seed apart, that these arms differ in: counted are values that have an effect."""
+    values: dict[str, set[Scalar]] = {key: set() for key in searched_keys(rows) if key != SEED}
+    for row in rows.iter_rows(named=True):
+        for key in values:
+            if has_effect(key, row):
+                values[key].add(row[key])
+    return [key for key, own in values.items() if len(own) > 1]
 
 
 def _candidates(arms: pl.DataFrame, study: Study | None) -> Iterator[pl.DataFrame]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from comkd_ray.config import MOST_SEEDS, Ablate, Study
 from comkd_ray.errors import UserError
 from comkd_ray.fractional import FEWEST, fraction
 from comkd_ray.search_space import Overrides, Scalar
-from comkd_ray.study_file import MOST_CELLS, build, check_searchable, flatten, resolve
+from comkd_ray.study_file import MOST_CELLS, build, check_searchable, digest, effective, flatten, resolve
 from comkd_ray.words import shown
 
 MATERIAL_KEYS = ("data.", "source.", "teacher.", "student.", "loss.", "train.")
@@ -102,8 +102,6 @@ def until_decided(study: Study, origin: str, max_seeds: int | None) -> Study:
         )
     if max_seeds > MOST_SEEDS:
         raise UserError(f"{origin}: --max-seeds {max_seeds}: more than {MOST_SEEDS:,}")
-    if block.design == "fractional":
-        raise UserError(f"{origin}: --until-decided: the effects of a fraction need all its settings")
     return with_block(study, max_seeds=max_seeds)
 
 
@@ -191,15 +189,32 @@ def _holds(flat: Mapping[str, Scalar], values: Overrides) -> bool:
     return all(flat[key] == value for key, value in values.items())
 
 
+def distinct_claims(study: Study, asked: Sequence[Overrides]) -> list[int]:
+    """Places in `asked` of the settings that claim something of the first: one of those that are the same
+    arms (of every C, where EduAttention is off), and none that is the first's own.
+    """
+    arms = [digest(effective(resolve(study, one))) for one in asked]
+    first = {arm: place for place, arm in reversed([*enumerate(arms)])}
+    return sorted(first.values())[1:]
+
+
+def count_claims(study: Study) -> int:
+    """Claims that are made together at fixed values: the distinct ones, or one a factor of a fraction."""
+    assert study.ablate is not None
+    if study.ablate.design == "fractional":
+        return len(study.ablate.factors)
+    return len(distinct_claims(study, settings(study)))
+
+
 def claim_pairs(study: Study) -> list[tuple[int, int]]:
     """(setting, its reference) of every claim, by their places in the cells of a compiled study.
 
     With re-tuned settings these are claimed of one another, and so are those at fixed values.
     """
     assert study.ablate is not None
-    count = len(settings(study))
-    starts = (0, count) if study.ablate.retuned else (0,)
-    return [(start + place, start) for start in starts for place in range(1, count)]
+    fixed, retuned = settings(study), study.ablate.retuned
+    kinds = ((0, fixed), (len(fixed), retuned))
+    return [(start + place, start) for start, asked in kinds for place in distinct_claims(study, asked)]
 
 
 def own_values(study: Study, block: Ablate) -> Overrides:
@@ -219,7 +234,7 @@ def count_settings(block: Ablate) -> int:
 
 
 def check_factors(study: Study, block: Ablate, origin: str) -> None:
-    """Factors are keys that an arm may set, take their levels, and suit the design. UserError."""
+    """Factors are keys that an arm may set, and take their levels; the block suits its design. UserError."""
     flat = flatten(study.model_dump(mode="json"))
     for key, levels in block.factors.items():
         if key == SEED:
@@ -235,6 +250,11 @@ def check_factors(study: Study, block: Ablate, origin: str) -> None:
         raise UserError(
             f"{origin}.design: fractional is for {FEWEST} factors or more, here are {len(block.factors)};"
             " use factorial"
+        )
+    if block.design == "fractional" and block.max_seeds is not None:
+        raise UserError(
+            f"{origin}.max_seeds: the effects of a fraction need every setting with every seed, so no claim"
+            " gets more alone (--until-decided); ask for more ablate.seeds"
         )
 
 

@@ -35,7 +35,7 @@ def wanted_arms(study: Study, identify: Identify, records: Ledger) -> set[str] |
     if block is None or block.max_seeds is None:
         return None
     seeds, arms = block.seed_values, _arms(study, identify)
-    pairs = [pair for pair in claim_pairs(study) if arms[pair[0]] != arms[pair[1]]]
+    pairs = claim_pairs(study)
     first = len(block.first_seeds)
     wanted = {arm for own in arms for arm in own[:first]}
     seen = dict.fromkeys(pairs, first)

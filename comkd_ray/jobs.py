@@ -26,7 +26,6 @@ from comkd_ray.weights import save_student
 
 SCALARS = ("student.ifalign", "student.edu_attention", "student.attention_scale")
 SHAPING = ("student.", "train.batch_size", "train.epochs", "train.precision")
-CONFIG = ("student.", "loss.", "train.")
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "ALLOC_FAILED")  # in the words of torch's errors
 
 Report = Callable[[Row], None]
@@ -87,9 +86,7 @@ def ordered(run: Path) -> dict[str, Overrides]:
 
 def arm_identity(identity: str, study: Study) -> str:
     """Hash of the material and of everything of the arm that has an effect on its numbers."""
-    flat = study_file.flatten(study.model_dump(mode="json"))
-    config = {k: v for k, v in flat.items() if k.startswith(CONFIG) and study_file.has_effect(k, flat)}
-    return study_file.digest(identity, config)
+    return study_file.digest(identity, study_file.effective(study))
 
 
 def structure(study: Study) -> str:
@@ -268,7 +265,7 @@ def asked_columns(study: Study, cohort: str, asked: Asked) -> Row:
         "number": asked.number,
         "searched": sorted(asked.overrides),
         "seed": config["train.seed"],
-        **{key: value for key, value in config.items() if key.startswith(CONFIG)},
+        **{key: value for key, value in config.items() if key.startswith(study_file.SEARCHABLE)},
     }
 
 

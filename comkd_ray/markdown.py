@@ -49,14 +49,16 @@ def _flags(run: Run) -> list[str]:
 
 
 def _differences(run: Run) -> list[str]:
-    """Variants against the first, methods against the 2x2's both-off, and how to read both."""
-    arms, scores, parts = run.fixed, run.scores, []
+    """Variants against the first, methods against the 2x2's both-off, and how to read each."""
+    arms, scores = run.fixed, run.scores
+    parts: list[str] = []
     if (found := variants(arms, run.enumerated, run.rule)) is not None:
         parts += [as_markdown(variants_table(found, scores)), *variants_notes(found, scores)]
+        parts += paired_notes(scores, run.rule)
     paired = paired_by_seed(arms, scores.headline, run.rule) if is_seeded_grid(arms, run.enumerated) else []
     if paired:
-        parts.append(as_markdown(paired_table(paired, scores)))
-    return [*parts, *paired_notes(scores, run.rule)] if parts else []
+        parts += [as_markdown(paired_table(paired, scores)), *paired_notes(scores, run.rule.of_methods)]
+    return parts
 
 
 def _components(run: Run) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import polars as pl
@@ -24,16 +24,26 @@ from comkd_ray.arms import (
 from comkd_ray.collapse import FLAG, flagged, tally
 from comkd_ray.comparison import Claim, Comparison, Direction, compare
 from comkd_ray.sequential import compare_at_any_look
+from comkd_ray.study_file import has_effect
 
 
 class Rule(NamedTuple):
-    """What is claimed of a setting against its reference, and how the seeds were chosen."""
+    """How settings are compared: what is claimed of each, how the seeds were chosen, what is crossed."""
 
     direction: Direction = "above"
     max_seeds: int | None = None
     """Seeds were added to open claims, up to so many; None: their number was fixed beforehand."""
     seeds_left: bool = True
     """Whether open claims may still get one."""
+    compares: bool = True
+    """Whether settings are compared with the first; those of a fraction are not."""
+    crossed: frozenset[str] = frozenset()
+    """Keys that the study has with every setting of all others: where one has no effect, an arm is all."""
+
+    @property
+    def of_methods(self) -> Rule:
+        """That of `paired_by_seed`: methods are always compared, and each claims to be above."""
+        return self._replace(direction="above", compares=True)
 
 
 FIXED = Rule()
@@ -119,8 +129,9 @@ def paired_by_seed(arms: pl.DataFrame, score: str, rule: Rule = FIXED) -> list[P
     """Projector only, and each module of the 2x2, minus both modules off in `score`, by seed.
 
     Arms are matched on the seed and on every other key that all arms searched; what only some
-    searched (attention_scale needs EduAttention) is averaged within a match. Pairs with a missing
-    half are left out. p values are adjusted over the methods compared; each claims to be above.
+    searched is averaged within a match, and so is what is crossed but has no effect with both modules
+    off (attention_scale needs EduAttention). Pairs with a missing half are left out. p values are
+    adjusted over the methods compared; each claims to be above.
     """
     rows = full_budget(arms).drop_nulls([score])
     baseline, *others = module_cells(arms)
@@ -129,14 +140,15 @@ def paired_by_seed(arms: pl.DataFrame, score: str, rule: Rule = FIXED) -> list[P
     found = []
     for method in others:
         ours, theirs = of_method(rows, method), of_method(rows, baseline)
-        pairs = differences(ours, theirs, score, _matched(rows, method, baseline))
+        pairs = differences(ours, theirs, score, _matched(rows, method, baseline, rule.crossed))
         found.append((METHODS[method], pairs))
-    return family(METHODS[baseline], found, rule._replace(direction="above"))
+    return family(METHODS[baseline], found, rule.of_methods)
 
 
-def _matched(rows: pl.DataFrame, method: Method, baseline: Method) -> list[str]:
-    """Keys that all arms searched, without those that tell the two methods apart."""
+def _matched(rows: pl.DataFrame, method: Method, baseline: Method, crossed: Collection[str]) -> list[str]:
+    """Keys that all arms searched, without those that tell the two methods apart, or stand for all values."""
     searched = [set(keys or ()) for keys in rows["searched"].to_list()]
     common = set.intersection(*searched) if searched else set()
     told_apart = {IFALIGN, EDU_ATTENTION, SEED} | ({PROMPTS} if method[0] != baseline[0] else set())
-    return sorted(common - told_apart)
+    off = {IFALIGN: baseline[1], EDU_ATTENTION: baseline[2]}
+    return sorted(key for key in common - told_apart if key not in crossed or has_effect(key, off))

@@ -27,6 +27,7 @@ from comkd_ray.data.datasets import TEST, TRAIN, VAL, ImageTable
 from comkd_ray.data.folders import silent
 from comkd_ray.data.storing import store_bytes
 from comkd_ray.data.stream import choose
+from comkd_ray.designs import count_claims
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
 from comkd_ray.models import model_name
@@ -299,18 +300,25 @@ def count_arms(study: Study) -> int:
 
 
 def reach_of(study: Study) -> planner.Plan | None:
-    """What a grid or a list with seeds can show: every other setting claims to be above the first.
+    """What an ablation can show, or a grid or a list with seeds: every other setting is above the first.
 
-    Where methods and seeds alone are searched, the settings are the methods. Seeds are those of a claim,
-    of the claim that has fewest. None for any other study, and for a single setting.
+    Where methods and seeds alone are searched, the settings are the methods. Settings whose difference has
+    no effect are one. Seeds are those of a claim, of the claim that has fewest. None for any other study,
+    and for a single setting.
     """
+    if study.ablate is not None:
+        return planner.plan(len(study.ablate.seed_values), count_claims(study))
     if not study.search.is_enumerated:
         return None
-    seeds: dict[frozenset[tuple[str, Scalar]], set[Scalar]] = {}
+    named: dict[frozenset[tuple[str, Scalar]], set[Scalar]] = {}
     for cell in study_file.cells(study):
         if SEED not in cell:
             return None
-        seeds.setdefault(frozenset(cell.items() - {(SEED, cell[SEED])}), set()).add(cell[SEED])
+        named.setdefault(frozenset(cell.items() - {(SEED, cell[SEED])}), set()).add(cell[SEED])
+    seeds: dict[str, set[Scalar]] = {}
+    for setting, own in named.items():
+        arm = arm_identity("", study_file.resolve(study, dict(setting)))
+        seeds.setdefault(arm, set()).update(own)
     first, *others = seeds.values()
     return planner.plan(min(len(first & own) for own in others), len(others)) if others else None
 

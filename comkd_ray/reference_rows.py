@@ -35,7 +35,7 @@ from comkd_ray.collapse import Flagged, among
 from comkd_ray.config import Study
 from comkd_ray.search_space import Scalar
 from comkd_ray.stats import Estimate, estimate
-from comkd_ray.study_file import flatten
+from comkd_ray.study_file import flatten, has_effect
 from comkd_ray.words import counted
 
 REFERENCES = {
@@ -99,15 +99,15 @@ def other_keys(arms: pl.DataFrame) -> list[str]:
 def at_own_values(arms: pl.DataFrame, study: Study | None) -> pl.DataFrame:
     """Arms whose searched values, method and seed apart, are the study file's own.
 
-    Arms without prompts have no prompt_length to compare. None without a study file, unless no
-    other key was searched.
+    Of a key without effect on an arm (C without EduAttention) any value will do, and arms without prompts
+    have no prompt_length to compare. None without a study file, unless no other key was searched.
     """
     own: Mapping[str, Scalar] = flatten(study.model_dump(mode="json")) if study is not None else {}
     length = own.get(PROMPTS) or 0
     kept = []
     for row in arms.iter_rows(named=True):
         searched = row["searched"] or ()
-        others = [key for key in searched if key not in METHOD_KEYS | {SEED}]
+        others = [key for key in searched if key not in METHOD_KEYS | {SEED} and has_effect(key, row)]
         equal = all(key in own and is_same(row[key], own[key]) for key in others)
         kept.append(equal and (row.get(PROMPTS) in (0, length) or not length))
     return arms.filter(pl.Series(kept, dtype=pl.Boolean))

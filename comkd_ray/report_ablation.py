@@ -70,8 +70,10 @@ def _knobs(run: Run, study: Study) -> list[Section]:
 
 
 def _effects(run: Run, study: Study) -> list[Section]:
-    """Effects of a factorial or a fraction, where those of the modules do not stand below already."""
-    if components(run.fixed, study, run.enumerated) is not None:
+    """Effects of a factorial or a fraction, where those of all its factors do not stand below already."""
+    assert study.ablate is not None
+    below = components(run.fixed, study, run.enumerated)
+    if below is not None and set(study.ablate.factors) <= set(below.grid.factors):
         return []
     found = main_effects(run.fixed, study)
     if not found:

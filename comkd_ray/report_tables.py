@@ -151,8 +151,7 @@ def module_table(arms: pl.DataFrame) -> Html:
 
 def paired_tables(paired: Sequence[Paired], scores: Scores, rule: Rule = FIXED) -> Html:
     """Differences by seed with what the design could have shown, and how to read them."""
-    rule = rule._replace(direction="above")  # as `paired_by_seed` has it
-    notes = (paragraph(line, class_="caution") for line in paired_notes(scores, rule))
+    notes = (paragraph(line, class_="caution") for line in paired_notes(scores, rule.of_methods))
     return join([plain_table(paired_table(paired, scores)), *notes])
 
 

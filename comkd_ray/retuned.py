@@ -13,7 +13,7 @@ import polars as pl
 
 from comkd_ray.claims import at_values, claims_of
 from comkd_ray.config import Study
-from comkd_ray.designs import setting_names, settings
+from comkd_ray.designs import distinct_claims, setting_names, settings
 from comkd_ray.pairing import Paired, Rule
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import flatten
@@ -31,7 +31,7 @@ class Effect(NamedTuple):
 
 
 class Retuned(NamedTuple):
-    """The effects of all settings but the reference."""
+    """The effects of all settings that claim something of the reference, at either kind of values."""
 
     reference: str
     reference_values: list[tuple[str, str]]
@@ -65,8 +65,8 @@ def side_by_side(arms: pl.DataFrame, study: Study, rule: Rule) -> Retuned | None
     names = setting_names(study)
     changed = [_changed(one, own) for one in block.retuned]
     effects = [
-        Effect(name, claims[0].get(name), claims[1].get(name), values)
-        for name, values in zip(names[1:], changed[1:], strict=True)
+        Effect(names[place], claims[0].get(names[place]), claims[1].get(names[place]), changed[place])
+        for place in sorted({place for kind in kinds for place in distinct_claims(study, kind)})
     ]
     return Retuned(names[0], changed[0], effects)
 

@@ -46,12 +46,17 @@ class Run(NamedTuple):
 
     @property
     def rule(self) -> Rule:
-        """What is claimed of settings against the first, and whether seeds were added on the way."""
-        block = self.study.ablate if self.study is not None else None
-        if block is None:
+        """What is claimed of settings against the first, whether seeds were added, and what is crossed."""
+        if self.study is None:
             return FIXED
+        crossed, block = frozenset(self.study.search.space), self.study.ablate
+        if block is None:
+            return Rule(crossed=crossed)
+        if block.design == "factorial":
+            crossed |= frozenset(block.factors)  # a re-tuned one is a list
         asked = self.provenance.get("arms_asked", math.inf)  # arms that ended, and those still wanted
-        return Rule(block.direction, block.max_seeds, len(self.arms) < asked)
+        compares = block.design != "fractional"
+        return Rule(block.direction, block.max_seeds, len(self.arms) < asked, compares, crossed)
 
     @property
     def fixed(self) -> pl.DataFrame:

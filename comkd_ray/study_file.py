@@ -355,10 +355,19 @@ def resolve(study: Study, overrides: Overrides, origin: str = "arm") -> Study:
 
 
 def has_effect(key: str, values: Mapping[str, Any]) -> bool:
-    """Whether a key matters to an arm of these values: the parts of a module that is off do not."""
+    """Whether a key matters to an arm of these values: the parts of a module that is off do not.
+
+    Where the values do not say whether it is on, it may be.
+    """
     if key.startswith(ATTENTION_ONLY):
-        return bool(values["student.edu_attention"])
-    return bool(values["student.ifalign"]) if ".align_" in key else True
+        return bool(values.get("student.edu_attention", True))
+    return bool(values.get("student.ifalign", True)) if ".align_" in key else True
+
+
+def effective(study: Study) -> dict[str, Scalar]:
+    """All values of an arm that have an effect on its numbers: what its identity is made of."""
+    flat = flatten(study.model_dump(mode="json"))
+    return {key: value for key, value in flat.items() if key.startswith(SEARCHABLE) and has_effect(key, flat)}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:

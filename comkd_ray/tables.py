@@ -129,7 +129,9 @@ def _difference(pair: Paired) -> list[str]:
 
 
 def paired_notes(scores: Scores, rule: Rule = FIXED) -> list[str]:
-    """How differences by seed are to be read, of methods and of variants, a line each."""
+    """How differences by seed are to be read, of methods or of variants, a line each; none where none are."""
+    if not rule.compares:
+        return []
     if rule.max_seeds is not None:
         return [
             f"Differences: points of {scores.headline}, one a seed. Seeds were added to open claims, up to "
@@ -157,29 +159,34 @@ _SEEDS_VARY = (
 
 
 def variants_table(found: Variants, scores: Scores) -> Table:
-    """Scores of every variant, and its difference to the first by seed; only the ENDS of a long list."""
+    """Scores of every variant, and its difference to the first by seed; only the ENDS of a long list.
+
+    Without differences where settings are not compared.
+    """
     listed = _listed(found)
     extra = without([row.flagged for row in listed], scores.names[-1])
-    rows = [[*_variant(row), *others] for row, others in zip(listed, extra.rows, strict=True)]
+    rows = [[*_variant(row, found.compared), *others] for row, others in zip(listed, extra.rows, strict=True)]
     tested = _head([row.paired.found for row in found.rows if row.paired is not None])
-    head = ["variant, test (%)", "n", *scores.names, f"minus {found.rows[0].name}", *tested]
+    minus = [f"minus {found.rows[0].name}", *tested] * found.compared
+    head = ["variant, test (%)", "n", *scores.names, *minus]
     return Table([*head, f"range of {scores.names[-1]}", "best epoch", *extra.head], rows)
 
 
-def _variant(row: Variant) -> list[str]:
+def _variant(row: Variant, compared: bool) -> list[str]:
     known = row.lowest is not None and row.highest is not None
     ends = f"{row.lowest:.2f} to {row.highest:.2f}" if known else DASH
     epoch = DASH if row.best_epoch is None else f"{row.best_epoch:g}"
-    cells = [
-        row.name,
-        n_of(row.n, row.flagged.flags),
-        *(spread(each) for each in row.estimates),
-    ]
+    cells = [row.name, n_of(row.n, row.flagged.flags), *(spread(each) for each in row.estimates)]
+    return [*cells, *(_minus_first(row) if compared else []), ends, epoch]
+
+
+def _minus_first(row: Variant) -> list[str]:
+    """The difference of a variant, with its n where some of its arms have no pair."""
     if row.paired is None:
-        return [*cells, *[DASH] * (1 + len(_DIFFERENCE)), ends, epoch]
+        return [DASH] * (1 + len(_DIFFERENCE))
     mean, *others = _difference(row.paired)
     pairs = row.paired.found.n
-    return [*cells, mean if pairs == row.n else f"{mean} (n = {pairs})", *others, ends, epoch]
+    return [mean if pairs == row.n else f"{mean} (n = {pairs})", *others]
 
 
 def _listed(found: Variants) -> list[Variant]:
@@ -213,11 +220,14 @@ def _in_short(pair: Paired | None) -> list[str]:
 def variants_notes(found: Variants, scores: Scores) -> list[str]:
     """What the rows are, and what is left out, a line each. `paired_notes` belong below them."""
     first = ", ".join(f"{key} {value}" for key, value in found.first)
+    minus = "settings of a fraction are not compared: its factors are, each over all settings."
+    if found.compared:
+        minus = f"the difference is that to the first, paired by seed, in {scores.name}."
     lines = [
         "One row a setting of the searched values, its arms differ by seed alone; it is named by what "
         f"differs from the first, {found.rows[0].name}, which has {first}. Mean \u00b1 sd (ddof = 1) over n "
         "full-budget arms; the range is from the lowest arm to the highest, the best epoch the median; "
-        f"the difference is that to the first, paired by seed, in {scores.name}.",
+        + minus,
     ]
     left = len(found.rows) - len(_listed(found))
     if left:

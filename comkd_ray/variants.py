@@ -28,6 +28,7 @@ from comkd_ray.collapse import Flagged, among
 from comkd_ray.pairing import FIXED, Paired, Rule, differences, family
 from comkd_ray.search_space import Scalar
 from comkd_ray.stats import Estimate, estimate
+from comkd_ray.study_file import has_effect
 from comkd_ray.words import shown
 
 Setting = Mapping[str, Scalar | None]
@@ -58,6 +59,8 @@ class Variants(NamedTuple):
     rows: list[Variant]
     first: list[tuple[str, str]]
     """Keys that differ anywhere, and the first variant's values."""
+    compared: bool = True
+    """Whether the others are compared with the first: not in a fraction."""
 
     @property
     def ranked(self) -> list[Variant]:
@@ -81,9 +84,9 @@ def variants(arms: pl.DataFrame, enumerated: bool | None, rule: Rule = FIXED) ->
     against = [
         (name, differences(rows, scored[0], score)) for name, rows in zip(names[1:], scored[1:], strict=True)
     ]
-    paired = {pair.name: pair for pair in family(names[0], against, rule)}
+    paired = {pair.name: pair for pair in family(names[0], against, rule)} if rule.compares else {}
     rows = [_variant(*each, scores_of(arms).tests, paired) for each in zip(names, scored, strict=True)]
-    return Variants(rows, [(key, shown(groups[0][0][key])) for key in keys])
+    return Variants(rows, [(key, shown(groups[0][0][key])) for key in keys], rule.compares)
 
 
 def named(arms: pl.DataFrame) -> list[tuple[str, Setting, pl.DataFrame]]:
@@ -110,12 +113,16 @@ def _variant(name: str, rows: pl.DataFrame, tests: Sequence[str], paired: Mappin
 
 
 def _settings(arms: pl.DataFrame) -> list[tuple[Setting, pl.DataFrame]]:
-    """Settings in the order in which arms were asked for, each with its arms, failed ones too."""
+    """Settings in the order in which arms were asked for, each with its arms, failed ones too.
+
+    They differ in a value that has an effect: arms without EduAttention are one setting for every C.
+    """
     ordered, keys = arms.sort("number", "arm"), [key for key in searched_keys(arms) if key != SEED]
     found: dict[tuple[Scalar | None, ...], list[int]] = {}
-    for place, values in enumerate(ordered.select(keys).iter_rows() if keys else ()):
+    for place, row in enumerate(ordered.iter_rows(named=True) if keys else ()):
+        values = tuple(row[key] if has_effect(key, row) else None for key in keys)
         found.setdefault(values, []).append(place)
-    return [(dict(zip(keys, values, strict=True)), ordered[places]) for values, places in found.items()]
+    return [({key: ordered[key][places[0]] for key in keys}, ordered[places]) for places in found.values()]
 
 
 def _varied(settings: Sequence[Setting]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,34 @@ import numpy as np
 import pytest
 
 from comkd_ray import results, study_file
+from comkd_ray.ablation_plan import can_find
 from comkd_ray.claims import verdicts
 from comkd_ray.comparison import Claim
+from comkd_ray.components import MODULES, components
 from comkd_ray.config import Study
 from comkd_ray.designs import compile_study, settings, until_decided
 from comkd_ray.figure import NoFigure
 from comkd_ray.findings import findings, sentences
+from comkd_ray.growth import wanted_arms
 from comkd_ray.jobs import arm_identity
 from comkd_ray.knob_plots import is_geometric, knob_info, knob_plot
+from comkd_ray.ledger import arms_of
 from comkd_ray.main_effects import main_effects
 from comkd_ray.markdown import tables
-from comkd_ray.pairing import Rule, paired_by_seed
+from comkd_ray.pairing import paired_by_seed
+from comkd_ray.plan import reach_of
+from comkd_ray.reference_rows import reference_rows
 from comkd_ray.report import page
 from comkd_ray.run import Run, read
+from comkd_ray.search_space import Overrides
 from comkd_ray.sequential import compare_at_any_look, decide
 from comkd_ray.stats import sign_flip_p
+from comkd_ray.tables import paired_notes, variants_notes, variants_table
+from comkd_ray.variants import variants
 
 Tree = dict[str, Any]
 SCORE = "test_harmonic_mean"
+SCALE = "student.attention_scale"
 FLAGS: Tree = {"student.ifalign": [False, True], "student.edu_attention": [False, True]}
 FIVE: Tree = {
     "loss.temperature": [1.0, 2.0],
@@ -38,18 +49,20 @@ FIVE: Tree = {
 }
 
 
-def ablation(design: str, factors: Tree, seeds: int = 3, most: int | None = None) -> Study:
-    tree = fake_run.study_tree({})
+def ablation(design: str, factors: Tree, seeds: int = 3, most: int | None = None, **sections: Tree) -> Study:
+    tree = fake_run.study_tree({}, **sections)
     tree["search"] = {}
     tree["ablate"] = {"design": design, "factors": factors, "seeds": seeds}
     one = study_file.build(tree, "fake")
     return compile_study(until_decided(one, "fake", most) if most else one, "fake", "fake")
 
 
-def run_of(folder: Path, one: Study, left_out: int = 0) -> Run:
-    """A run directory with every cell trained, but for the last few."""
-    cells, tree = study_file.cells(one), one.model_dump(mode="json")
+def run_of(folder: Path, one: Study, left_out: int = 0, score: Callable[[Tree], float] | None = None) -> Run:
+    """A run directory with every arm trained, but for the last few; cells that are one arm are one."""
+    cells, tree = arms_of(one, "").values(), one.model_dump(mode="json")
     arms = [fake_run.arm(number, cell, tree=tree) for number, cell in enumerate(cells)]
+    if score is not None:
+        arms = [(row | {SCORE: score(row)}, epochs) for row, epochs in arms]
     return read(fake_run.write(folder, arms[: len(arms) - left_out], tree, fake_run.provenance()))
 
 
@@ -154,19 +167,14 @@ def test_a_factorial_without_the_modules_has_its_effects_and_the_2x2_has_them_be
 
 def test_a_factor_without_effect_under_another_still_fills_the_grid(tmp_path: Path) -> None:
     """Without EduAttention an arm stands for every C: its effect there is zero, and nothing is claimed."""
-    factors = {"student.edu_attention": [False, True], "student.attention_scale": [0.1, 1.0]}
-    one = ablation("factorial", factors)
-    cells, tree = study_file.cells(one), one.model_dump(mode="json")
-    distinct = {arm_identity("", study_file.resolve(one, cell)): cell for cell in cells}
-    assert len(distinct) == 9
-    arms = [fake_run.arm(number, cell, tree=tree) for number, cell in enumerate(distinct.values())]
-    run = read(fake_run.write(tmp_path, arms, tree))
+    one = ablation("factorial", {"student.edu_attention": [False, True], SCALE: [0.1, 1.0]})
+    run = run_of(tmp_path, one)
+    assert len(run.arms) == 9
     scores = {
-        (r["student.edu_attention"], r["student.attention_scale"], r["seed"]): r[SCORE]
-        for r in run.arms.iter_rows(named=True)
+        (r["student.edu_attention"], r[SCALE], r["seed"]): r[SCORE] for r in run.arms.iter_rows(named=True)
     }
     found = {effect.factors: effect for effect in main_effects(run.arms, one)}
-    scale = found[("student.attention_scale",)]
+    scale = found[(SCALE,)]
     assert scale.levels == (1.0,)
     half = [(scores[True, 1.0, seed] - scores[True, 0.1, seed]) / 2 for seed in (1, 2, 3)]
     assert scale.estimate.mean == pytest.approx(np.mean(half))
@@ -175,6 +183,49 @@ def test_a_factor_without_effect_under_another_still_fills_the_grid(tmp_path: Pa
         "edu_attention: true, attention_scale: 0.1", "edu_attention: true, attention_scale: 1",
     ]  # fmt: skip
     assert all("is not decidable" in line for line in lines)
+
+
+def test_an_arm_without_a_module_is_at_the_own_values_whatever_level_it_was_trained_under(
+    tmp_path: Path,
+) -> None:
+    """The reference rows hold it, and it fills the 2x2 of the arms at own values."""
+    one = ablation("factorial", {**FLAGS, SCALE: [0.1, 1.0]})
+    run = run_of(tmp_path, one)
+    off = run.arms.filter(~run.arms["student.edu_attention"])
+    assert set(off[SCALE]) == {0.1}
+    assert study_file.flatten(one.model_dump())[SCALE] == 1.0
+    rows = {row.name: row.n for row in reference_rows(run.arms, one)}
+    methods = ("PromptKD", "PromptKD + IFAlign", "PromptKD + EduAttention", "ComKD-CLIP")
+    assert [rows[name] for name in methods] == [3] * 4
+    found = components(run.arms, one, run.enumerated)
+    assert found is not None
+    assert (found.grid.factors, found.grid.seeds) == (MODULES, (1, 2, 3))
+
+
+@pytest.mark.parametrize("levels", [[0.1, 1.0], [1.0, 0.1]])
+def test_methods_are_paired_over_all_levels_of_what_the_reference_lacks(
+    tmp_path: Path, levels: list[float]
+) -> None:
+    """In whatever order they are written."""
+
+    def score(row: Tree) -> float:
+        scale = row[SCALE] * row["student.edu_attention"]
+        return 80 + 2.0 * row["student.ifalign"] + scale * row["seed"]
+
+    run = run_of(tmp_path, ablation("factorial", {**FLAGS, SCALE: levels}), score=score)
+    found = {pair.name: pair.differences for pair in paired_by_seed(run.arms, SCORE, run.rule)}
+    assert found["PromptKD + IFAlign"] == pytest.approx((2, 2, 2))
+    assert found["PromptKD + EduAttention"] == pytest.approx((0.55, 1.1, 1.65))
+    assert found["ComKD-CLIP"] == pytest.approx((2.55, 3.1, 3.65))
+
+
+def test_effects_of_a_third_factor_stand_beside_those_of_the_modules(tmp_path: Path) -> None:
+    """The 2x2 holds the arms at own values alone, so it says nothing of C."""
+    words = page(run_of(tmp_path, ablation("factorial", {**FLAGS, SCALE: [1.0, 10.0]})))
+    assert "What each component is worth" in words
+    effects = words.split('<section id="effects">')[1].split("</section>")[0]
+    assert "What each factor is worth" in effects
+    assert f"{SCALE}: 10" in effects
 
 
 def test_levels_are_compared_with_the_first_that_the_design_names(tmp_path: Path) -> None:
@@ -187,6 +238,63 @@ def test_levels_are_compared_with_the_first_that_the_design_names(tmp_path: Path
 # Claims -----------------------------------------------------------------------------------------
 
 
+def test_settings_that_are_the_same_arms_are_one_claim_to_everyone(tmp_path: Path) -> None:
+    """Of twelve settings eight are arms: plan, growth, command line and report count seven claims.
+
+    Nine seeds can decide seven and not eleven.
+    """
+    one = ablation("factorial", {**FLAGS, SCALE: [0.1, 1.0, 10.0]}, seeds=9, most=12)
+
+    def score(row: Tree) -> float:
+        return 80.0 + row["seed"] / 100 + (row["student.ifalign"] or row["student.edu_attention"])
+
+    def identify(cell: Overrides) -> str:
+        return arm_identity("", study_file.resolve(one, cell))
+
+    whole = run_of(tmp_path, one, score=score)
+    run = whole._replace(arms=whole.arms.filter(whole.arms["seed"] <= 9))
+    assert can_find(one).endswith("7 claims: every look counted; a claim whose differences are all alike is "
+                                  "decided after 9 seeds")  # fmt: skip
+    foretold, found = reach_of(one), variants(run.fixed, run.enumerated, run.rule)
+    assert foretold is not None
+    assert found is not None
+    assert foretold.claims == len([row for row in found.rows if row.paired is not None]) == 7
+    lines = verdicts(run.fixed, one, run.rule)
+    assert len(set(lines)) == len(lines) == 7
+    assert all("that it scores above is supported" in line for line in lines)
+    rows = zip(arms_of(one, ""), whole.arms.sort("number").iter_rows(named=True), strict=True)
+    records = {arm: {"arm": row} for arm, row in rows if row["seed"] <= 9}
+    assert wanted_arms(one, identify, records) == records.keys()
+
+
+def test_settings_of_a_fraction_are_shown_and_not_compared(tmp_path: Path) -> None:
+    run = run_of(tmp_path, ablation("fractional", FIVE, seeds=8))
+    found = variants(run.fixed, run.enumerated, run.rule)
+    assert found is not None
+    assert [(row.n, row.paired) for row in found.rows] == [(8, None)] * 16
+    shown = variants_table(found, run.scores)
+    assert shown.head == ["variant, test (%)", "n", "base", "novel", "harmonic mean",
+                          "range of harmonic mean", "best epoch"]  # fmt: skip
+    assert {len(row) for row in shown.rows} == {len(shown.head)}
+    assert "settings of a fraction are not compared" in variants_notes(found, run.scores)[0]
+    assert paired_notes(run.scores, run.rule) == []
+    assert "sign-flip" not in tables(run)
+    section = page(run).split('<section id="variants">')[1].split("</section>")[0]
+    assert "verdict" not in section
+    assert verdicts(run.fixed, run.study, run.rule) == []
+
+
+def test_each_table_says_what_its_own_rows_claim(tmp_path: Path) -> None:
+    """Without a part a setting scores below; a method with a module scores above PromptKD."""
+    factors = {"student.ifalign": [False, True], "loss.temperature": [1.0, 2.0]}
+    words = tables(run_of(tmp_path, ablation("leave_one_out", factors, **fake_run.PAIR)))
+    order = ("| variant, test (%)", "A row claims to score below", "| minus PromptKD, points of",
+             "A row claims to score above")  # fmt: skip
+    places = [words.index(part) for part in order]
+    assert places == sorted(places)
+    assert [words.count(part) for part in order] == [1] * 4
+
+
 def test_without_a_part_a_setting_is_claimed_to_score_below(tmp_path: Path) -> None:
     run = run_of(tmp_path, ablation("leave_one_out", FLAGS, seeds=8))
     words = page(run)
@@ -197,7 +305,7 @@ def test_without_a_part_a_setting_is_claimed_to_score_below(tmp_path: Path) -> N
 def test_a_study_that_added_seeds_shows_p_values_of_every_look(tmp_path: Path) -> None:
     one = ablation("factorial", FLAGS, seeds=6, most=9)
     run = run_of(tmp_path, one)
-    assert run.rule == Rule("above", 9, seeds_left=False)
+    assert (run.rule.direction, run.rule.max_seeds, run.rule.seeds_left) == ("above", 9, False)
     paired = paired_by_seed(run.arms, SCORE, run.rule)
     questions = decide([Claim(pair.name, pair.differences) for pair in paired], run.rule.seeds_left)
     for pair, question in zip(paired, questions, strict=True):

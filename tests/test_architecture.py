@@ -113,13 +113,14 @@ ALLOWED = {
     "fractional": "|",
     "designs": "arms config errors fractional search_space study_file words |",
     "collapse": "arms stats | polars",
-    "pairing": "arms collapse comparison sequential | polars",
-    "variants": "arms collapse pairing search_space stats words | polars",
+    "pairing": "arms collapse comparison sequential study_file | polars",
+    "variants": "arms collapse pairing search_space stats study_file words | polars",
     "claims": "arms config designs pairing search_space study_file words | polars",
     "retuned": "claims config designs pairing search_space study_file words | polars",
     "run": "arms config errors pairing protocols quarantine results retuned study_file | polars",
     "reference_rows": "arms collapse config search_space stats study_file words | polars",
-    "components": "arms collapse config errors factorial pairing reference_rows stats | polars",
+    "components": "arms collapse config errors factorial pairing reference_rows search_space stats study_file"
+    " | polars",
     "published": "|",
     "published_gap": "config published reference_rows stats |",
     "tables": "arms collapse comparison components factorial pairing published published_gap reference_rows"
@@ -152,8 +153,8 @@ ALLOWED = {
     "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
     " report_tables results run tables words |",
     # top
-    "plan": "arms cache cohort_size config data.datasets data.folders data.storing data.stream errors jobs"
-    " models photographs planner prepare protocols search_space study_file | open_clip torch",
+    "plan": "arms cache cohort_size config data.datasets data.folders data.storing data.stream designs"
+    " errors jobs models photographs planner prepare protocols search_space study_file | open_clip torch",
     "simulate": "|",
     "stopwatch": "| torch",
     "rehearsal": "bank cohort config data.datasets data.folders losses material models photographs prompts"

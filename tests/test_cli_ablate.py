@@ -15,6 +15,7 @@ from comkd_ray import cli, results, study_file
 
 Tree = dict[str, Any]
 FLAGS: Tree = {"student.ifalign": [False, True], "student.edu_attention": [False, True]}
+FIVE: Tree = FLAGS | {key: [1.0, 2.0] for key in ("loss.temperature", "loss.kd_weight", "loss.align_weight")}
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -124,6 +125,7 @@ def test_re_tuning_is_told_with_what_it_takes(tmp_path: Path, world: Path) -> No
         ({"factors": {"student.ifalign": ["no", "yes"]}}, [], "ifalign: input should be a valid boolean"),
         ({"seeds": 1}, [], "seeds: a test needs two seeds or more"),
         ({"design": "fractional"}, [], "use factorial"),
+        ({"design": "fractional", "factors": FIVE, "max_seeds": 20}, [], "max_seeds: the effects of a frac"),
         ({}, ["--max-seeds", "20"], "go together"),
         ({}, ["--until-decided"], "go together"),
         ({}, ["--until-decided", "--max-seeds", "8"], "are 8 already"),

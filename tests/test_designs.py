@@ -15,11 +15,13 @@ from comkd_ray.config import Study
 from comkd_ray.designs import (
     claim_pairs,
     compile_study,
+    count_claims,
     count_settings,
     keep_begun,
     run_name,
     settings,
     until_decided,
+    with_block,
 )
 from comkd_ray.errors import UserError
 from comkd_ray.fractional import aliases_of, fraction, in_words, resolution_of
@@ -109,6 +111,26 @@ def test_the_compiled_study_asks_for_every_setting_with_every_seed(design: str) 
     assert reach is not None
     assert (reach.seeds, reach.claims) == (3, len(settings(one)) - 1)
     assert claim_pairs(one) == [(place, 0) for place in range(1, len(settings(one)))]
+
+
+def test_settings_that_are_the_same_arms_make_one_claim() -> None:
+    """Without EduAttention C changes nothing: one setting more is the reference, and two are one."""
+    one = compiled("factorial", {**FLAGS, "student.attention_scale": [0.1, 1.0]})
+    places = {values: place for place, values in enumerate(short(one))}
+    claims = [(False, True, 0.1), (False, True, 1.0), (True, False, 0.1), (True, True, 0.1),
+              (True, True, 1.0)]  # fmt: skip
+    assert [setting for setting, _ in claim_pairs(one)] == [places[values] for values in claims]
+    assert count_claims(one) == 5
+    assert count_claims(compiled("fractional", SEVEN)) == 7
+
+
+def test_claims_at_re_tuned_values_are_told_apart_by_these() -> None:
+    """Where EduAttention is off a C that a search found changes nothing, and a temperature does."""
+    factors = {"student.edu_attention": [False, True], "student.attention_scale": [0.1, 1.0]}
+    found = [setting | {"loss.temperature": t} for setting, t in zip(
+        settings(study("factorial", factors)), (1.0, 2.0, 1.0, 1.0), strict=True)]  # fmt: skip
+    one = with_block(study("factorial", factors), retuned=tuple(found))
+    assert claim_pairs(one) == [(2, 0), (3, 0), (5, 4), (6, 4), (7, 4)]
 
 
 def test_a_compiled_study_is_read_back_as_it_was(tmp_path: Path) -> None:
@@ -232,8 +254,15 @@ def test_until_decided_needs_room_for_more_seeds_and_settings_to_compare() -> No
     for most, words in ((None, "go together"), (2, "are 2 already")):
         with pytest.raises(UserError, match=words):
             until_decided(one, "x", most)
-    with pytest.raises(UserError, match="effects of a fraction"):
-        until_decided(study("fractional", SEVEN), "x", 9)
+
+
+@pytest.mark.parametrize("by_command", [True, False])
+def test_a_fraction_adds_no_seeds_to_single_settings(by_command: bool) -> None:
+    """Neither by --until-decided nor by its file."""
+    one = study("fractional", SEVEN)
+    one = until_decided(one, "x", 9) if by_command else with_block(one, max_seeds=9)
+    with pytest.raises(UserError, match=r"^x: ablate\.max_seeds: the effects of a fraction need every"):
+        compile_study(one, "tiny", "x")
 
 
 def test_seeds_that_a_command_adds_may_pass_those_that_open_claims_could() -> None:

@@ -143,6 +143,10 @@ def test_claims_are_the_settings_but_the_first_and_seeds_those_of_both(make_stud
     named = reach_of(make_study({"search": {"sampler": "list", "first": own, "space": {}}}))
     assert named is not None
     assert (named.seeds, named.claims) == (1, 1)
+    scale = {"student.attention_scale": {"choice": [0.1, 1.0]}, "train.seed": {"choice": list(range(8))}}
+    twice = reach_of(make_study({"search": {"sampler": "grid", "space": {**GRID, **scale}}}))
+    assert twice is not None
+    assert (twice.seeds, twice.claims) == (8, 5)  # C changes nothing where EduAttention is off
 
 
 @pytest.mark.parametrize("search", [

@@ -22,6 +22,7 @@ from comkd_ray.designs import compile_study, settings, with_block
 from comkd_ray.errors import UserError
 from comkd_ray.findings import findings, sentences
 from comkd_ray.jobs import arm_identity
+from comkd_ray.ledger import arms_of
 from comkd_ray.optuna_search import OptunaArms
 from comkd_ray.pairing import FIXED, Rule
 from comkd_ray.progress import Screen
@@ -319,6 +320,27 @@ def test_effects_at_fixed_and_at_re_tuned_knobs_stand_side_by_side(tmp_path: Pat
     words = page(read(run))
     assert "Fixed and re-tuned knobs, side by side" in words
     assert "<h2>Variants" not in words  # its arms differ by method and seed alone, at fixed knobs
+
+
+def test_a_setting_that_is_its_reference_at_either_knobs_has_no_row(tmp_path: Path) -> None:
+    """Without EduAttention C changes nothing."""
+    tree = fake_run.study_tree({"loss.temperature": {"float": [0.5, 4.0]}})
+    factors = {"student.edu_attention": [False, True], "student.attention_scale": [0.1, 1.0]}
+    tree["ablate"] = {"design": "factorial", "factors": factors, "seeds": 3}
+    one = study_file.build(tree, "fake")
+    found = tuple(setting | {"loss.temperature": 2.0} for setting in settings(one))
+    compiled = compile_study(with_block(one, retune=6, retuned=found), "fake-ablate", "fake")
+    asked = compiled.model_dump(mode="json")
+    cells = arms_of(compiled, "").values()
+    assert len(cells) == 2 * 3 * 3
+    arms = [fake_run.arm(number, cell, tree=asked) for number, cell in enumerate(cells)]
+    table = results.read_arms(fake_run.write(tmp_path, arms, asked))
+    both = side_by_side(table, compiled, FIXED)
+    assert both is not None
+    assert [effect.name.partition(",")[2] for effect in both.effects] == [
+        " attention_scale: 0.1", " attention_scale: 1",
+    ]  # fmt: skip
+    assert all(effect.fixed and effect.retuned for effect in both.effects)
 
 
 def test_methods_are_compared_at_fixed_knobs_where_re_tuning_came_later(tmp_path: Path) -> None:

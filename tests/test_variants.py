@@ -202,6 +202,25 @@ def test_methods_are_named_and_other_values_added(tmp_path: Path) -> None:
     ]
 
 
+def test_a_value_without_effect_makes_no_variant(tmp_path: Path) -> None:
+    """Seed 3 was trained under another C, and without EduAttention that is the same setting."""
+    space = {
+        "student.edu_attention": {"choice": [False, True]},
+        "student.attention_scale": {"choice": [0.1, 1.0]},
+        "train.seed": {"choice": [1, 2, 3]},
+    }
+    whole = grid(tmp_path, space)
+    first = pl.when(pl.col("seed") < 3).then(0.1).otherwise(1.0)
+    kept = whole.arms.filter(pl.col("student.edu_attention") | (pl.col("student.attention_scale") == first))
+    found = variants(kept, True)
+    assert found is not None
+    assert [(row.name, row.n) for row in found.rows] == [
+        ("PromptKD", 3),
+        ("PromptKD + EduAttention", 3),
+        ("PromptKD + EduAttention, attention_scale: 1", 3),
+    ]
+
+
 def test_keys_of_one_last_name_keep_their_section(tmp_path: Path) -> None:
     weights = grid(tmp_path, {"loss.kd_weight": {"choice": [1.0, 4.0]}})
     twin = weights.arms.with_columns(pl.col("loss.kd_weight").alias("train.kd_weight"))
