@@ -22,6 +22,7 @@ from comkd_ray.arms import (
     best_arm,
     full_budget,
     has_modules,
+    method_of,
     module_cells,
     of_method,
     scores_of,
@@ -216,8 +217,10 @@ def _modules(found: Findings, best: Row) -> list[str]:
     if found.off["arm"] == best["arm"]:
         return [f"The best arm has both modules off: it is {baseline}, without IFAlign and EduAttention."]
     ours, theirs = best[found.scores.headline], found.off[found.scores.headline]
-    text = f"With both modules off ({baseline}), the best of {counted(found.off_arms, 'arm')} "
-    text += f"reaches {percent(theirs)}"
+    text = f"With both modules off ({baseline}), the best of {counted(found.off_arms, 'arm')} by "
+    text += f"{found.scores.objective} reaches {percent(theirs)}"
+    if method_of(best) == PROJECTOR_ONLY:
+        return [f"{text}; the best arm has no module either: it is {METHODS[PROJECTOR_ONLY]}."]
     if ours is None or theirs is None:
         return [f"{text}."]
     return [

@@ -148,7 +148,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
             precision="fp32",
             device="cpu",
             force_quick_gelu=_quick_gelu(name, tower.pretrained),
-            force_image_size=tower.image_size if not name.startswith("local-dir:") else None,
+            force_image_size=forced_size(tower),
             require_pretrained=True,  # else open_clip only warns, and the weights are random
         )
         tokenize = open_clip.get_tokenizer(name)
@@ -156,7 +156,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
     model.requires_grad_(False).eval().to(device or default_device())
     size = tower.image_size or _side(preprocess["size"])
     clip = Clip(tower.model, model, tokenize, size, preprocess["mean"], preprocess["std"])
-    _check_size(clip, tower, _side(preprocess["size"]))
+    check_size(tower.model, clip.is_vit, clip.image_size, _side(preprocess["size"]))
     return clip
 
 
@@ -214,9 +214,12 @@ def _side(size: int | tuple[int, int]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _check_size(clip: Clip, tower: Tower, native: int) -> None:
-    """A ViT's positions are tied to its input size; a convolutional tower takes any size."""
-    if clip.is_vit and clip.image_size != native:
-        raise UserError(
-            f"{tower.model}: image_size: this ViT was made for {native} pixels, not {clip.image_size}"
-        )
+def forced_size(tower: Tower) -> int | None:
+    """The input size that open_clip makes positions for; a folder's are what they are."""
+    return None if model_name(tower.model).startswith("local-dir:") else tower.image_size
+
+
+def check_size(model: str, is_vit: bool, size: int, native: int) -> None:
+    """A ViT's positions are tied to its input size; a convolutional tower takes any size. UserError."""
+    if is_vit and size != native:
+        raise UserError(f"{model}: image_size: this ViT was made for {native} pixels, not {size}")

@@ -30,7 +30,7 @@ from comkd_ray.data.stream import choose
 from comkd_ray.designs import count_claims
 from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
-from comkd_ray.models import model_name
+from comkd_ray.models import check_size, forced_size, model_name
 from comkd_ray.photographs import learned_classes, shots, source_table, target_table, teacher_views
 from comkd_ray.prepare import view_count
 from comkd_ray.protocols import explain, is_transductive
@@ -331,13 +331,15 @@ def cost_of(tower: Tower) -> Cost:
 
     name = model_name(tower.model)
     with _silence(), torch.device("meta"):
-        model = open_clip.create_model(name, pretrained=None, device="meta", load_weights=False)
+        model = open_clip.create_model(
+            name, pretrained=None, device="meta", load_weights=False, force_image_size=forced_size(tower)
+        )
     visual = model.visual.eval()
-    size = tower.image_size or visual.image_size
-    side = size if isinstance(size, int) else size[0]
+    native = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
+    side, is_vit = tower.image_size or native, isinstance(visual, VisionTransformer)
+    check_size(tower.model, is_vit, side, native)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         features = visual(torch.zeros(1, 3, side, side, device="meta"))
-    is_vit = isinstance(visual, VisionTransformer)
     return Cost(int(features.shape[-1]), int(counter.get_total_flops()), is_vit)
 
 

@@ -87,6 +87,14 @@ def test_students_cost_as_many_times_more_as_there_are_arms(make_study: MakeStud
     assert once == pytest.approx(40 * cost_of(make_study().student).flops)  # its zero-shot, banked
 
 
+def test_a_tower_of_another_size_is_counted_at_it_or_refused() -> None:
+    """open_clip makes positions for any size of its own models; those of a folder are what they are."""
+    small, large = (cost_of(Tower(model="ViT-B-16", image_size=size)) for size in (128, 224))
+    assert 2.5 < large.flops / small.flops < 4
+    with pytest.raises(UserError, match=r"image_size: this ViT was made for 64 pixels, not 100"):
+        cost_of(Tower(model="assets:mini_student", image_size=100))
+
+
 @pytest.mark.parametrize(("name", "width", "gflop"), [("ViT-B-16", 512, 35.1), ("ViT-L-14", 768, 162.0)])
 def test_the_papers_towers_are_counted_without_their_weights(name: str, width: int, gflop: float) -> None:
     """A multiplication and an addition are two operations: B/16 has 17.5 GMAC, L/14 81 (PAPER 2.2)."""
