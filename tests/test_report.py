@@ -125,6 +125,17 @@ def test_best_arm_that_is_promptkd_is_called_so(tmp_path: Path) -> None:
     assert "it is PromptKD" in lines[2]
 
 
+def test_best_arm_without_prompts_is_no_gain_of_the_modules(tmp_path: Path) -> None:
+    off = {"student.ifalign": False, "student.edu_attention": False}
+    lengths = [fake_run.arm(n, off | {"student.prompt_length": length}) for n, length in ((0, 4), (1, 0))]
+    arms = results.read_arms(fake_run.write(tmp_path, lengths)).with_columns(
+        objective=10.0 * pl.col("number")
+    )
+    lines = sentences(findings(arms))
+    assert lines[2].startswith("With both modules off (PromptKD), the best of 1 arm by val_harmonic_mean")
+    assert lines[2].endswith("the best arm has no module either: it is projector only.")
+
+
 def test_study_without_promptkd_says_nothing_about_modules(tmp_path: Path) -> None:
     folder = fake_run.write(tmp_path, [fake_run.arm(0, {"student.ifalign": True})])
     assert "No full-budget arm has both modules off" in sentences(findings(results.read_arms(folder)))[2]
