@@ -37,7 +37,7 @@ from comkd_ray.optuna_search import OWNER, OptunaArms
 from comkd_ray.results import read_records
 
 NEAR = 1e-4
-WAIT = (8.0, 32.0)  # seconds that a part lives: some die while Ray starts, some between two cohorts
+WAIT = (10.0, 26.0)  # seconds that a part lives: some die while Ray starts, some between two cohorts
 
 
 def command(study: Path, sets: Sequence[str], reports: Path, resume: bool) -> list[str]:
