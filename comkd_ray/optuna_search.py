@@ -251,9 +251,8 @@ class OptunaArms:
             return False
         attributes, running = frozen.user_attrs, frozen.state == TrialState.RUNNING
         gone = OWNER in attributes and attributes[OWNER] not in records and LOST not in attributes
-        asked = any(trial.user_attrs.get(RETRY) == frozen.number for trial in self.known())
         point = self._whole(frozen) if running or gone else None
-        if point is not None and not asked:  # before it is given up: a kill in between loses nothing
+        if point is not None and not self._is_asked_again(frozen):  # first: a kill in between loses nothing
             first = {FIRST: True} if FIRST in attributes else {}
             self.optuna.enqueue_trial(point, user_attrs={RETRY: frozen.number, **first})
         if running:
@@ -282,6 +281,9 @@ class OptunaArms:
             self.storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
         trial = self.trials[frozen.number] = optuna.Trial(self.optuna, frozen._trial_id)
         return trial
+
+    def _is_asked_again(self, frozen: FrozenTrial) -> bool:
+        return any(trial.user_attrs.get(RETRY) == frozen.number for trial in self.known())
 
     def _whole(self, frozen: FrozenTrial) -> Overrides | None:
         """The arm that a trial proposes; None where the journal has not all of its values."""

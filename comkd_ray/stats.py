@@ -71,10 +71,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """The smallest two-sided sign-flip p that n pairs can reach: 2 / 2^n, at most 1; 1 / (draws + 1) at least
-    where patterns are drawn.
-    """
-    return max(min(1.0, 2.0 / 2.0**n), 0.0 if n <= _EXACT_UP_TO else 1 / (_DRAWS + 1))
+    """The smallest two-sided p that `sign_flip_p` gives n pairs: 2 / 2^n, or one of its draws."""
+    return min(1.0, 2.0 / 2.0**n) if n <= _EXACT_UP_TO else 1 / (_DRAWS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
