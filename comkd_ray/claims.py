@@ -46,6 +46,22 @@ def verdicts(arms: pl.DataFrame, study: Study | None, rule: Rule) -> list[str]:
     return [_line(pair) for pair in claims_of(arms, study, settings(study), rule)]
 
 
+def summary(arms: pl.DataFrame, study: Study | None, rule: Rule) -> str:
+    """All claims at fixed knobs in a sentence, those that are settled by name; empty where none is made."""
+    if study is None or study.ablate is None or not rule.compares:
+        return ""
+    pairs = claims_of(arms, study, settings(study), rule)
+    if not pairs:
+        return ""
+    parts = []
+    for verdict in ("supported", "refuted", "open", "not decidable"):
+        names = [pair.name for pair in pairs if pair.found.verdict == verdict]
+        named = f" ({', '.join(names)})" * (verdict in ("supported", "refuted"))
+        parts += [f"{len(names)} {verdict}{named}"] * bool(names)
+    question = f"Which settings score {study.ablate.direction} {pairs[0].baseline}?"
+    return f"{question} Of {counted(len(pairs), 'claim')}: {', '.join(parts)}."
+
+
 def _line(pair: Paired) -> str:
     found = pair.found
     mean = None if found.estimate is None else found.estimate.mean

@@ -47,7 +47,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Search STUDY for its best student.")
 @click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @click.option("--reports", default="reports", type=click.Path(path_type=Path), show_default=True,
@@ -65,7 +65,7 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Say who learns from what and what it takes; start nothing.")
 @click.option("--probe", is_flag=True,
               help="With --dry-run: measure for half a minute, and expect a wall time.")  # fmt: skip
-@click.option("--slots", type=click.IntRange(min=1),
+@click.option("--slots", type=click.IntRange(min=1), metavar="N",
               help="With --dry-run: cohorts at once; without --probe at a stated rate.")  # fmt: skip
 @click.option("--address", help="Ray cluster to join; else $RAY_ADDRESS, else a local Ray starts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event on stdout.")
@@ -167,15 +167,23 @@ def _show_plan(
         click.echo(plan.as_json(begun=begun, **({} if found is None else {"forecast": found.as_tree()})))
         return
     click.echo(f"{'study':<26} {study.study}, into {run}")
-    if begun and not resume:
-        click.echo(f"{'has begun':<26} --resume goes on there; --set study=NAME makes another")
+    if begun:
+        click.echo(f"{'has begun':<26} {_begun(run, resume)}")
     for line in changes:
         click.echo(f"{'changed':<26} {line}")
     for what, much in (*plan.lines(), *(() if found is None else found.lines())):
         click.echo(f"{what:<26} {much}")
 
 
-@main.command()
+def _begun(run: Path, resume: bool) -> str:
+    if not resume:
+        return "--resume goes on there; --set study=NAME makes another"
+    from comkd_ray.results import read_records
+
+    return f"{len(read_records(run))} arms have ended; what follows counts them too"
+
+
+@main.command(short_help="Rebuild the HTML of a run, or rank several.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...",
                 type=click.Path(path_type=Path, exists=True, file_okay=False))  # fmt: skip
 @click.option("--into", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",

@@ -13,7 +13,7 @@ from comkd_ray.errors import UserError
 from comkd_ray.exits import plain_errors
 
 
-@click.command()
+@click.command(short_help="Compare settings of STUDY, each with the same seeds.")
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @click.option("--reports", default="reports", type=click.Path(path_type=Path), show_default=True,

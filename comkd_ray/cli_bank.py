@@ -22,7 +22,7 @@ COLUMNS = ("key", "state", "images", "views", "width", "shards", "size", "create
 _as_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 
 
-@click.group()
+@click.group(short_help="List, check, build and remove banks in the cache.")
 def bank() -> None:
     """Banks in the cache: what frozen towers said of every image and view."""
 

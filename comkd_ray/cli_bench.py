@@ -14,7 +14,7 @@ from comkd_ray.exits import plain_errors
 QUICKSTART = "quickstart"
 
 
-@click.group()
+@click.group(short_help="Measure this machine against the published loop.")
 def bench() -> None:
     """Measure this machine: whole searches against the published loop, or single steps.
 

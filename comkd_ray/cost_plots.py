@@ -99,10 +99,9 @@ def size_plot(info: SizeInfo) -> go.Figure:
     """Trainable parameters above; below, all parameters that run at inference, on a log axis."""
     figure = make_subplots(rows=2, cols=1, vertical_spacing=0.17)
     seen: set[str] = set()
-    for row, field, front in (
-        (1, "trainable", info.front_trainable),
-        (2, "total", info.front_total),
-    ):
+    fronts = (1, "trainable", info.front_trainable), (2, "total", info.front_total)
+    first_line = next((row for row, _, front in fronts if len(front) > 1), None)  # one point is no line
+    for row, field, front in fronts:
         chosen = [info.arms[index] for index in front]
         figure.add_scatter(
             x=[getattr(point, field) for point in chosen],
@@ -110,7 +109,7 @@ def size_plot(info: SizeInfo) -> go.Figure:
             mode="lines",
             line={"color": ORANGE, "width": 1.5, "shape": "hv"},
             name="Pareto front of the arms",
-            showlegend=row == 1,
+            showlegend=row == first_line,
             hoverinfo="skip",
             row=row,
             col=1,

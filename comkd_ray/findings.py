@@ -61,6 +61,8 @@ class Findings(NamedTuple):
     best: Row | None
     compared: list[Compared]
     """The best arm, the best both-off arm, then the references; [] without a best arm."""
+    knows_methods: bool
+    """Whether the table says which method each arm is."""
     baseline: Method
     """Both modules off: PromptKD, or projector only in a study without prompts."""
     off: Row | None
@@ -97,6 +99,7 @@ def findings(
         failed=counts.get("failed", 0),
         best=best,
         compared=_compared(scores, best, best_off, METHODS[baseline]) if best is not None else [],
+        knows_methods=has_modules(arms),
         baseline=baseline,
         off=best_off,
         off_arms=len(full_budget(off)),
@@ -142,7 +145,8 @@ def _result(found: Findings, best: Row) -> str:
     headline = best[scores.headline]
     named = zip(scores.names[:-1], scores.tests[:-1], strict=True)
     parts = [f"{scores.name} {percent(headline)}", *(f"{name} {percent(best[key])}" for name, key in named)]
-    text = f"The best student is arm {best['arm']} (number {best['number']}): {', '.join(parts)}."
+    method = f", {METHODS[method_of(best)]}" if found.knows_methods else ""
+    text = f"The best student is arm {best['arm']} (number {best['number']}){method}: {', '.join(parts)}."
     lines = [line for line in found.compared if line.label in NAMED]
     known = [words for words in (_distance(headline, line) for line in lines) if words]
     return f"{text} That is {' and '.join(known)}." if known else text

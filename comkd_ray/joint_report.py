@@ -20,6 +20,7 @@ from comkd_ray.markdown import as_markdown
 from comkd_ray.markup import Html, join, paragraph, tag
 from comkd_ray.planner import LEVEL, fewest_seeds, smallest_p_holm
 from comkd_ray.rank_plot import rank_info, rank_plot
+from comkd_ray.report_facts import DEMO_NOTICE
 from comkd_ray.report_figures import figure
 from comkd_ray.report_tables import explained_table, plain_table, titled
 from comkd_ray.results import write_atomic
@@ -47,7 +48,7 @@ def page(joint: Joint) -> str:
     drawn = figure("ranks", lambda: rank_plot(rank_info(joint.ranks)), DIAGRAM_NOTE, warning, columns=7)
     notes = [paragraph(line, class_="caution") for line in score_notes(joint)]
     sections = [
-        ("result", "Result", join([_notice(joint), *_lead(joint), drawn])),
+        ("result", "Result", join([_notices(joint), *_lead(joint), drawn])),
         (
             "scores",
             "Scores",
@@ -182,9 +183,13 @@ def _pair(pair: Pair, joint: Joint) -> list[str]:
     return [f"{pair.first} over {pair.second}", points, f"{pair.wins} of {datasets}", *numbers, verdict]
 
 
-def _notice(joint: Joint) -> Html:
+def _notices(joint: Joint) -> Html:
+    """What the reader has to know before the first number."""
     warning = joint.scores.warning
-    return paragraph(f"Scores of arms on this page are {warning}.", class_="notice") if warning else Html("")
+    lines = [f"Scores of arms on this page are {warning}."] if warning else []
+    if any(run.is_demo for run in joint.runs.values()):
+        lines.append(DEMO_NOTICE)
+    return join(paragraph(line, class_="notice") for line in lines)
 
 
 def _lead(joint: Joint) -> list[Html]:

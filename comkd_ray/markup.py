@@ -42,10 +42,15 @@ def details(summary: object, *inside: object) -> Html:
     return tag("details", tag("summary", summary), *inside)
 
 
+MOST = 12
+"""Columns that stand beside each other in 1280 pixels with room around them."""
+
+
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], words: int = 1, class_: str = "") -> Html:
     """A table in a box that scrolls sideways alone; its first `words` columns hold no numbers.
 
-    A row may be longer or shorter than the head; an empty head is left out. `class_` goes to the box.
+    A row may be longer or shorter than the head; an empty head is left out. `class_` goes to the box,
+    with `dense` where there are more columns than MOST.
     """
     kinds = ["word" if column < words else "number" for column in range(64)]
     top = join((tag("th", cell, class_=kind) for cell, kind in zip(head, kinds, strict=False)), "")
@@ -54,7 +59,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], words: int =
         for row in rows
     )
     body = tag("table", tag("thead", tag("tr", top)) if head else "", tag("tbody", join(lines)))
-    return tag("div", body, class_=f"scroll {class_}".strip())
+    return tag("div", body, class_=" ".join(filter(None, ["scroll", class_, "dense" * (len(head) > MOST)])))
 
 
 def breakable(key: str) -> Html:

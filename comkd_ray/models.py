@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import logging
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from comkd_ray.config import Tower
 from comkd_ray.errors import UserError
-from comkd_ray.study_file import ASSETS
+from comkd_ray.study_tree import ASSETS
 
 _LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError)
 
@@ -139,7 +140,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
     import open_clip
 
     name = model_name(tower.model)
-    _check_pretrained(tower, name)
+    check_pretrained(tower)
     pretrained = str(asset_path(tower.pretrained)) if tower.pretrained else None
     with _clear_errors(tower):
         model = open_clip.create_model(
@@ -151,13 +152,43 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
             force_image_size=forced_size(tower),
             require_pretrained=True,  # else open_clip only warns, and the weights are random
         )
+    return _frozen(tower, name, model.to(device or default_device()))
+
+
+def blank_clip(tower: Tower) -> Clip:
+    """The same without weights, on the meta device: its shapes. Nothing is read. UserError as `load_clip`."""
+    import open_clip
+
+    name = model_name(tower.model)
+    with _clear_errors(tower), _silence(), torch.device("meta"):
+        model = open_clip.create_model(
+            name, pretrained=None, device="meta", load_weights=False, force_image_size=forced_size(tower)
+        )
+    return _frozen(tower, name, model)
+
+
+def _frozen(tower: Tower, name: str, model: nn.Module) -> Clip:
+    """UserError where the image size does not fit."""
+    import open_clip
+
+    with _clear_errors(tower):
         tokenize = open_clip.get_tokenizer(name)
     preprocess = open_clip.get_model_preprocess_cfg(model)
-    model.requires_grad_(False).eval().to(device or default_device())
+    model.requires_grad_(False).eval()
     size = tower.image_size or _side(preprocess["size"])
     clip = Clip(tower.model, model, tokenize, size, preprocess["mean"], preprocess["std"])
-    check_size(tower.model, clip.is_vit, clip.image_size, _side(preprocess["size"]))
+    _check_size(tower.model, clip.is_vit, clip.image_size, _side(preprocess["size"]))
     return clip
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """open_clip warns of random weights; here there are none at all."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def model_name(model: str) -> str:
@@ -177,16 +208,25 @@ def model_name(model: str) -> str:
     raise UserError(f"{model}: no model of open_clip has this name; {hint}")
 
 
-def _check_pretrained(tower: Tower, name: str) -> None:
-    """A bare architecture needs weights; a folder or a hub model has its own, and would ignore others."""
+def check_pretrained(tower: Tower) -> None:
+    """A bare architecture needs weights; a folder or a hub model has its own, and would ignore others.
+
+    UserError, also for a tag that open_clip does not know.
+    """
     import open_clip
 
-    carries = name.startswith(("local-dir:", "hf-hub:"))
-    if carries and tower.pretrained:
-        raise UserError(f"{tower.model}: it carries its weights; leave out pretrained: {tower.pretrained}")
-    if not carries and not tower.pretrained:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none is known"
-        raise UserError(f"{tower.model}: pretrained: which weights? A file, or a tag of open_clip: {tags}")
+    name, pretrained = model_name(tower.model), tower.pretrained
+    if name.startswith(("local-dir:", "hf-hub:")):
+        if pretrained:
+            raise UserError(f"{tower.model}: it carries its weights; leave out pretrained: {pretrained}")
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    known = ", ".join(tags) or "none is known"
+    if not pretrained:
+        raise UserError(f"{tower.model}: pretrained: which weights? A file, or a tag of open_clip: {known}")
+    is_tag = bool(open_clip.get_pretrained_cfg(name, pretrained))
+    if not is_tag and not asset_path(pretrained).exists():
+        raise UserError(f"{tower.model}: pretrained: {pretrained}: no such file, and no tag: {known}")
 
 
 def _quick_gelu(name: str, pretrained: str | None) -> bool:
@@ -219,7 +259,7 @@ def forced_size(tower: Tower) -> int | None:
     return None if model_name(tower.model).startswith("local-dir:") else tower.image_size
 
 
-def check_size(model: str, is_vit: bool, size: int, native: int) -> None:
+def _check_size(model: str, is_vit: bool, size: int, native: int) -> None:
     """A ViT's positions are tied to its input size; a convolutional tower takes any size. UserError."""
     if is_vit and size != native:
         raise UserError(f"{model}: image_size: this ViT was made for {native} pixels, not {size}")

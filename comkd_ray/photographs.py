@@ -190,9 +190,11 @@ def _check_parts(photographs: Photographs, study: Study) -> None:
                 raise UserError(
                     f"{study.data.root}: no {name} images of classes {group.start} to {group.stop - 1}"
                 )
-    count = len(photographs.part(TRAIN))
-    if count < study.train.batch_size:
-        raise UserError(
-            f"{study.data.root}: {count} training images, fewer than train.batch_size:"
-            f" {study.train.batch_size}"
-        )
+    check_batch(study, len(photographs.part(TRAIN)))
+
+
+def check_batch(study: Study, images: int) -> None:
+    """UserError where so many training images fill no batch."""
+    size = study.train.batch_size
+    if images < size:
+        raise UserError(f"{study.data.root}: {images} training images, fewer than train.batch_size: {size}")

@@ -7,15 +7,12 @@ where halving lets arms leave; `forecast.py` turns counts into wall time.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from comkd_ray import planner, search_space, study_file
@@ -28,13 +25,21 @@ from comkd_ray.data.folders import silent
 from comkd_ray.data.storing import store_bytes
 from comkd_ray.data.stream import choose
 from comkd_ray.designs import count_claims
-from comkd_ray.errors import UserError
 from comkd_ray.jobs import arm_identity
-from comkd_ray.models import check_size, forced_size, model_name
-from comkd_ray.photographs import learned_classes, shots, source_table, target_table, teacher_views
+from comkd_ray.models import blank_clip, check_pretrained
+from comkd_ray.photographs import (
+    check_batch,
+    learned_classes,
+    shots,
+    source_table,
+    target_table,
+    teacher_views,
+)
 from comkd_ray.prepare import view_count
+from comkd_ray.prompts import check_teacher_depths
 from comkd_ray.protocols import explain, is_transductive
 from comkd_ray.search_space import Dimension, Scalar
+from comkd_ray.student import check_depth
 
 RATE = 100e12
 """Floating-point operations a second that one GPU is assumed to sustain: an H100 does at most 989e12."""
@@ -114,6 +119,8 @@ class Plan:
     teacher_flops: float
     student_flops: float
     """Of all arms, were none to leave early."""
+    gpus: float
+    """That a cohort holds."""
     can_find: planner.Plan | None
     """What the seeds of a grid or a list can show; None where seeds are not searched."""
 
@@ -126,6 +133,8 @@ class Plan:
         """(what, how much) for people."""
         images = ", ".join(f"{count:,} {part}" for part, count in self.images.items())
         hours = f"{self.gpu_hours:.2g} GPU-hours at {RATE / 1e12:.0f} TFLOP/s, were no arm to leave early"
+        if not self.gpus:
+            hours += "; this study holds CPUs alone: --probe measures them"
         reach = [("can find", planner.foretell(self.can_find))] if self.can_find is not None else []
         return [
             *self.explained,
@@ -150,7 +159,8 @@ class Plan:
 
 
 def make_plan(study: Study) -> Plan:
-    """Count what a study would take. UserError for whatever its data or space have wrong."""
+    """Count what a study would take. UserError for whatever its towers, data or space have wrong."""
+    check_towers(study)
     return plan_of(study, count_images(study))
 
 
@@ -184,10 +194,9 @@ def plan_of(study: Study, images: Images) -> Plan:
     """What a study with so many images would take."""
     train, evaluated = images.parts["train"], images.parts["val"] + images.parts["test"]
     variants = [study, *_draws(study)]
+    for variant in variants:
+        check_batch(variant, train)
     steps = [train // v.train.batch_size * v.train.epochs for v in variants]
-    if min(steps) == 0:
-        largest = max(variant.train.batch_size for variant in variants)
-        raise UserError(f"train.batch_size: {largest}, but {train} training images")
     longest = variants[max(range(len(variants)), key=steps.__getitem__)]
     arms, views = count_arms(study), view_count(study)
     teacher, student = cost_of(study.teacher), cost_of(study.student)
@@ -222,6 +231,7 @@ def plan_of(study: Study, images: Images) -> Plan:
         student_images=once,
         teacher_flops=float(teacher.flops) * (spoken + trained * (1 + BACKWARD)),
         student_flops=float(student.flops) * (arms * arm * _prompted(variants, student) + once),
+        gpus=study.compute.gpus,
         can_find=reach_of(study),
     )
 
@@ -326,31 +336,20 @@ def reach_of(study: Study) -> planner.Plan | None:
 @lru_cache(maxsize=8)
 def cost_of(tower: Tower) -> Cost:
     """Width and operations of an image tower, from its architecture alone (no weights are read)."""
-    import open_clip
-    from open_clip.transformer import VisionTransformer
-
-    name = model_name(tower.model)
-    with _silence(), torch.device("meta"):
-        model = open_clip.create_model(
-            name, pretrained=None, device="meta", load_weights=False, force_image_size=forced_size(tower)
-        )
-    visual = model.visual.eval()
-    native = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
-    side, is_vit = tower.image_size or native, isinstance(visual, VisionTransformer)
-    check_size(tower.model, is_vit, side, native)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        features = visual(torch.zeros(1, 3, side, side, device="meta"))
-    return Cost(int(features.shape[-1]), int(counter.get_total_flops()), is_vit)
+    clip = blank_clip(tower)
+    with FlopCounterMode(display=False) as counter:
+        width = clip.width
+    return Cost(width, int(counter.get_total_flops()), clip.is_vit)
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """open_clip warns of random weights; here there are none at all."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
+def check_towers(study: Study) -> None:
+    """UserError where weights are unknown, or a study prompts more layers than a tower has."""
+    for tower in (study.teacher, study.student):
+        check_pretrained(tower)
+    check_teacher_depths(blank_clip(study.teacher), study.teacher)
+    student = blank_clip(study.student)
+    for variant in study_file.variants(study):
+        check_depth(student, variant.student)
 
 
 def _size(count: int) -> str:

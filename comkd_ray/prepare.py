@@ -21,13 +21,12 @@ from comkd_ray.bank_store import Layout
 from comkd_ray.config import Study
 from comkd_ray.data.datasets import TRAIN
 from comkd_ray.data.pixels import Progress
-from comkd_ray.errors import UserError
 from comkd_ray.material import METHOD, Card
 from comkd_ray.models import Clip, default_device, load_clip
-from comkd_ray.photographs import Photographs, open_both, open_photographs
-from comkd_ray.prompts import check_class_names, check_visual_depth
+from comkd_ray.photographs import Photographs, check_batch, open_both, open_photographs
+from comkd_ray.prompts import check_class_names
 from comkd_ray.stage_one import StageOne, bank_images, bank_scores, open_stage_one, spoken_by
-from comkd_ray.student import has_visual_prompts
+from comkd_ray.student import check_depth, has_visual_prompts
 from comkd_ray.study_file import digest
 from comkd_ray.teacher import build_text
 
@@ -107,10 +106,8 @@ class _timed:
 def _check_shapes(study: Study, student: Clip, images: int) -> None:
     """Refuse prompts deeper than their tower, and batches that cannot be filled, of any arm."""
     for variant in study_file.variants(study):
-        if variant.train.batch_size > images:
-            raise UserError(f"train.batch_size: {variant.train.batch_size}, but {images} training images")
-        if has_visual_prompts(variant.student, student):
-            check_visual_depth(student, variant.student.prompt_depth, "student")
+        check_batch(variant, images)
+        check_depth(student, variant.student)
 
 
 @dataclass

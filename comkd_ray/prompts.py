@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from comkd_ray.config import Teacher
 from comkd_ray.errors import UserError
 from comkd_ray.models import Clip
 
@@ -36,10 +37,14 @@ def check_visual_depth(clip: Clip, depth: int, section: str) -> None:
     _check_depth(clip.visual, depth, f"{section}.prompt_depth: {clip.name}'s image tower")
 
 
-def check_text_depth(clip: Clip, depth: int) -> None:
-    """UserError where a study prompts more layers than the text tower has, or it takes no prompts."""
-    _pool_type(clip)
-    _check_depth(_text_tower(clip), depth, f"teacher.text_prompt_depth: {clip.name}'s text tower")
+def check_teacher_depths(clip: Clip, config: Teacher) -> None:
+    """UserError where stage I prompts more layers than a tower has, or the text tower takes no prompts."""
+    if config.epochs > 0:
+        _pool_type(clip)
+        where = f"teacher.text_prompt_depth: {clip.name}'s text tower"
+        _check_depth(_text_tower(clip), config.text_prompt_depth, where)
+    if clip.is_vit and config.prompt_length > 0:
+        check_visual_depth(clip, config.prompt_depth, "teacher")
 
 
 def _check_depth(tower: nn.Module, depth: int, where: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from comkd_ray.claims import summary
 from comkd_ray.document import Section, document
 from comkd_ray.findings import Findings, findings, sentences
 from comkd_ray.markup import Html, details, join, paragraph, tag, text
@@ -18,7 +19,7 @@ from comkd_ray.published import ABLATIONS
 from comkd_ray.published_gap import comparison
 from comkd_ray.reference_rows import ReferenceRow, reference_rows, remarks
 from comkd_ray.report_ablation import ablation_sections
-from comkd_ray.report_facts import arms_by_status, failed_table, provenance_tables
+from comkd_ray.report_facts import DEMO_NOTICE, arms_by_status, failed_table, provenance_tables
 from comkd_ray.report_figures import (
     cost_section,
     method_sections,
@@ -82,7 +83,8 @@ def _note(run: Run) -> Html:
 
 
 def _headline(run: Run, found: Findings) -> Section:
-    words = [paragraph(line, class_="lead" if k == 0 else "") for k, line in enumerate(sentences(found))]
+    lines = [line for line in (summary(run.fixed, run.study, run.rule), *sentences(found)) if line]
+    words = [paragraph(line, class_="lead" if k == 0 else "") for k, line in enumerate(lines)]
     explained = [tag("h3", "Who learned from what, what chose, what was tested")]
     explained.append(explained_table(run.explained()))
     content = [_notices(run), *words, tiles(found, run.provenance), *explained, _remarks(run, found)]
@@ -105,12 +107,7 @@ def _flagged(run: Run, found: Findings) -> Html:
 
 def _notices(run: Run) -> Html:
     """What the reader has to know before the first number."""
-    lines = []
-    if run.provenance.get("demo_weights") or _is_demo(run):
-        lines.append(
-            "demo weights (ImageNet + MiniLM joint space), not CLIP: the numbers show that the "
-            "tool works; they say nothing about CLIP or about the paper."
-        )
+    lines = [DEMO_NOTICE] if run.is_demo else []
     if run.provenance.get("sample"):
         lines.append("A sample that ships with the source; the command under Provenance makes it again.")
     if run.scores.warning:
@@ -168,13 +165,6 @@ def _published(run: Run, rows: list[ReferenceRow]) -> Section:
         )
     )
     return "published", "Published numbers", join(parts)
-
-
-def _is_demo(run: Run) -> bool:
-    """Whether the rows themselves say that the student ships with the package."""
-    if "student.model" not in run.arms.columns:
-        return False
-    return any(str(model).startswith("assets:") for model in run.arms["student.model"].unique())
 
 
 def _source(run: Run) -> Section:

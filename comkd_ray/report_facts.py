@@ -10,8 +10,12 @@ import polars as pl
 from comkd_ray.arms import searched_keys
 from comkd_ray.findings import Findings
 from comkd_ray.markup import Html, breakable, details, join, paragraph, table, tag
-from comkd_ray.words import duration, shown
+from comkd_ray.words import duration, plain_count, shown
 
+DEMO_NOTICE = (
+    "demo weights (ImageNet + MiniLM joint space), not CLIP: the numbers show that the tool works; they say "
+    "nothing about CLIP or about the paper."
+)
 FAILURES = 20
 """Failed arms listed."""
 FOLD = 4
@@ -58,13 +62,12 @@ def cost_lines(arms: pl.DataFrame, provenance: Mapping[str, Any]) -> list[str]:
     if search:
         rate = 3600 * len(arms) / search
         lines.append(
-            f"The search took {duration(search)} for {len(arms)} arms: {rate:.3g} arms an hour. "
+            f"The search took {duration(search)} for {len(arms)} arms: {plain_count(rate)} arms an hour. "
             f"Their own times add up to {duration(spent)}."
         )
     elif spent:
-        lines.append(
-            f"{len(arms)} arms took {duration(spent)} in all, {3600 * len(arms) / spent:.3g} an hour."
-        )
+        rate = 3600 * len(arms) / spent
+        lines.append(f"{len(arms)} arms took {duration(spent)} in all, {plain_count(rate)} an hour.")
     if provenance.get("peak_memory_bytes"):
         lines.append(f"Peak memory: {provenance['peak_memory_bytes'] / 2**30:.3g} GiB.")
     return lines

@@ -57,7 +57,7 @@ def search_sections(run: Run) -> list[Section]:
         "parallel",
         lambda: search_plots.parallel_plot(search_plots.parallel_info(arms, space)),
         "Full-budget arms, one line each: the stronger and bluer, the higher its score. "
-        "\u201cNone\u201d marks a key that is not searched under the other values of the arm."
+        "\u201coff\u201d marks a key that is not searched under the other values of the arm."
         + " Red dashes: an arm that collapsed or peaked at once."
         * bool(among(arms).flags),
         scores.warning,

@@ -21,6 +21,7 @@ from comkd_ray.pairing import FIXED, Rule
 from comkd_ray.protocols import explain
 from comkd_ray.results import EPOCHS, read_arms, read_epochs
 from comkd_ray.retuned import fixed_arms
+from comkd_ray.study_tree import ASSETS
 
 Provenance = Mapping[str, Any]
 
@@ -71,6 +72,14 @@ class Run(NamedTuple):
             if origin in arms.columns:
                 arms = arms.filter(pl.col(origin).is_null())
         return arms
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether teacher or student ship with the package, by what was recorded or by the rows."""
+        named = "student.model" in self.arms.columns
+        models = [str(model) for model in self.arms["student.model"].unique()] if named else []
+        ours = any(model.startswith(ASSETS) for model in models)
+        return ours or bool(self.provenance.get("demo_weights"))
 
     @property
     def data(self) -> Mapping[str, Any]:

@@ -112,6 +112,10 @@ def _failures(info: HistoryInfo, figure: go.Figure) -> dict[str, Any]:
     }
 
 
+FLAGS = {"True": "true", "False": "false", "None": "off"}
+"""Optuna's words, and ours: flags as in a study file, and keys that an arm does not have active."""
+
+
 class ParallelInfo(NamedTuple):
     """A study of full-budget arms and the names of its axes, in Optuna's order."""
 
@@ -163,4 +167,5 @@ def parallel_plot(info: ParallelInfo) -> go.Figure:
     )
     figure.update_shapes(line_color=MUTED)
     figure.update_annotations(font={"color": INK, "size": 11})
+    figure.for_each_annotation(lambda note: note.update(text=FLAGS.get(note.text, note.text)))
     return figure

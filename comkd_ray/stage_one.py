@@ -27,7 +27,7 @@ from comkd_ray.material import METHOD, TunedTeacher
 from comkd_ray.metrics import accuracies, predict, test_scores
 from comkd_ray.models import Clip, default_device, load_clip
 from comkd_ray.photographs import Photographs, open_source, shots, teacher_views
-from comkd_ray.prompts import check_class_names, check_text_depth, check_visual_depth
+from comkd_ray.prompts import check_class_names, check_teacher_depths
 from comkd_ray.protocols import protocol_of
 from comkd_ray.study_file import digest
 from comkd_ray.teacher import (
@@ -54,12 +54,10 @@ def open_stage_one(
     """Load the teacher and refuse what cannot work. photographs: what it learns from."""
     stage = StageOne(study, photographs, cache, progress, load_clip(study.teacher, device))
     config = study.teacher
+    check_teacher_depths(stage.clip, config)
     if config.epochs > 0:
-        check_text_depth(stage.clip, config.text_prompt_depth)
         classes = photographs.table.classes
         check_class_names(stage.clip, classes, config.context, config.text_prompt_length)
-    if stage.clip.is_vit and config.prompt_length > 0:
-        check_visual_depth(stage.clip, config.prompt_depth, "teacher")
     if len(stage.few_shots().val_images) == 0 and config.keep == "best" and config.epochs > 0:
         raise UserError(
             f"teacher.keep: best needs validation images, {stage.data.root} has none of the classes that the"

@@ -18,7 +18,7 @@ from comkd_ray.config import Student, Study
 from comkd_ray.losses import normalize, per_arm
 from comkd_ray.models import Clip
 from comkd_ray.precision import round_, rounding, stored_in_float16
-from comkd_ray.prompts import encode_embedded, generator, visual_tokens
+from comkd_ray.prompts import check_visual_depth, encode_embedded, generator, visual_tokens
 
 BN_MOMENTUM, BN_EPS = 0.1, 1e-5  # torch's own
 
@@ -59,6 +59,12 @@ def attention_names(config: Student) -> tuple[str, ...]:
 def has_visual_prompts(config: Student, clip: Clip) -> bool:
     """Whether this student has visual prompts; without them its tower never changes."""
     return clip.is_vit and config.prompt_length > 0
+
+
+def check_depth(clip: Clip, config: Student) -> None:
+    """UserError where an arm prompts more layers than the student's tower has."""
+    if has_visual_prompts(config, clip):
+        check_visual_depth(clip, config.prompt_depth, "student")
 
 
 def trainable_parameters(study: Study, clip: Clip, width: int) -> int:

@@ -1,14 +1,10 @@
-"""From a YAML file and `--set a.b=value` to a checked `Study`, and from an arm's values to its config.
-
-`safe_load` rules with two traps of PyYAML removed: `lr: 1e-3` is a number and `name: no` a word.
-"""
+"""From a study file and `--set a.b=value` to a checked `Study`, and from an arm's values to its config."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -16,57 +12,18 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from comkd_ray import search_space
+from comkd_ray import search_space, study_tree
 from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.protocols import protocol_of
 from comkd_ray.search_space import Overrides, Scalar
+from comkd_ray.study_tree import ASSETS, Json
 
-LOCAL_DIR = "local-dir:"
-ASSETS = "assets:"  # a path that starts so lies inside the installed package
+SHIPPED = "caltech101"  # the data set that the package has photographs of
 SEARCHABLE = ("student.", "loss.", "train.")
 ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
 TOWER = ("student.model", "student.pretrained", "student.image_size")  # one frozen tower a study
 PIXELS = ("data.pixels", "source.pixels")  # how images are read: whatever they say, the numbers are the same
-
-Json = dict[str, Any]
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars (`1e-3` is a number, `no` is a word), no doubled key."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float", ":timestamp"))]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
-)
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> Json:
-    keys: list[str] = []
-    for child, _ in node.value:
-        key = loader.construct_object(child)
-        if not isinstance(key, str):
-            raise yaml.YAMLError(f"key {key!r} is no text: put it in quotes")
-        if key in keys:
-            raise yaml.YAMLError(f"key '{key}' stands twice{child.start_mark}")
-        keys.append(key)
-    return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 
 
 def search_spaces() -> Path:
@@ -78,18 +35,23 @@ def search_spaces() -> Path:
 
 def load(path: Path, sets: Iterable[str] = ()) -> Study:
     """Read, override and check a study file. UserError names file, key and the nearest known key."""
+    sets, own = tuple(sets), study_tree.read(path)
+    tree = study_tree.override(own, sets)
     try:
-        tree = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a study file is a mapping of keys, see search_spaces/quickstart.yaml")
-    for text in sets:
-        _set(tree, text)
-    _make_absolute(tree)
-    return build(tree, str(path))
+        return build(tree, str(path))
+    except UserError:
+        if sets and _is_sound(study_tree.override(own, ())):
+            return build(tree, "--set")  # raises again, and blames what is to blame
+        raise
+
+
+def _is_sound(tree: Json) -> bool:
+    """Whether a study file is one without any `--set`."""
+    try:
+        build(tree, "")
+    except UserError:
+        return False
+    return True
 
 
 def require_search(study: Study, path: Path) -> Study:
@@ -101,30 +63,6 @@ def require_search(study: Study, path: Path) -> Study:
     return study.model_copy(update={"ablate": None})
 
 
-def _make_absolute(tree: Json) -> None:
-    """Paths count from where the command was typed; workers of a cluster run somewhere else."""
-    for section in ("data", "source", "teacher", "student"):
-        place = tree.get(section)
-        if isinstance(place, dict):
-            place |= {key: _absolute(f"{section}.{key}", value) for key, value in place.items()}
-    block = tree.get("ablate")
-    materials = block.get("materials") if isinstance(block, dict) else None
-    for keys in materials.values() if isinstance(materials, dict) else ():
-        if isinstance(keys, dict):
-            keys |= {key: _absolute(key, value) for key, value in keys.items()}
-
-
-def _absolute(key: str, value: Any) -> Any:
-    """The value of a dotted key, made absolute where it is a path."""
-    name = key.rpartition(".")[2]
-    if name not in ("root", "model", "pretrained") or not isinstance(value, str) or value.startswith(ASSETS):
-        return value
-    prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
-    path = Path(value.removeprefix(prefix)).expanduser()
-    is_path = name == "root" or prefix or (name == "pretrained" and path.is_file())
-    return prefix + str(path.absolute()) if is_path else value
-
-
 def build(tree: Json, origin: str) -> Study:
     """Check a tree of plain values. UserError names `origin`, the key and what is wrong."""
     try:
@@ -134,6 +72,7 @@ def build(tree: Json, origin: str) -> Study:
     except (TypeError, ValueError, RecursionError):
         raise UserError(f"{origin}: values are texts, numbers, true, false, null, lists, mappings") from None
     _check_source(study, origin)
+    _check_roots(study, origin)
     _check_space(study, origin)
     return study
 
@@ -149,29 +88,14 @@ def _check_source(study: Study, origin: str) -> None:
         raise UserError(f"{origin}: protocol {study.protocol} takes no section source")
 
 
-def _set(tree: Json, text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {text}: expected KEY=VALUE, such as train.epochs=5")
-    node = tree
-    *parents, last = _path(key)
-    for name in parents:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise UserError(f"--set {text}: {name} holds a value, not keys")
-    try:
-        node[last] = _parse(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: the value is no valid YAML") from None
-
-
-def _path(key: str) -> list[str]:
-    """Dotted key to its parts; a searched key keeps its own dots (`search.space.loss.temperature`)."""
-    for holder in (["search", "space"], ["ablate", "factors"]):
-        prefix = f"{'.'.join(holder)}."
-        if key.startswith(prefix):
-            return [*holder, key.removeprefix(prefix)]
-    return key.split(".")
+def _check_roots(study: Study, origin: str) -> None:
+    """Another data set does not lie in the photographs that ship."""
+    for section, data in (("data", study.data), ("source", study.source)):
+        if data is not None and data.root.startswith(ASSETS) and data.dataset != SHIPPED:
+            raise UserError(
+                f"{origin}: {section}.root: {data.root} holds images of {SHIPPED};"
+                f" {section}.root=DIR says where {data.dataset} lies"
+            )
 
 
 def _explain(error: ValidationError) -> str:
@@ -182,9 +106,11 @@ def _explain(error: ValidationError) -> str:
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
         return f"{place}: {message[0].lower()}{message[1:]}"
+    *section, name = map(str, first["loc"])
     known = _fields(first["loc"][:-1])
-    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    meant = ".".join([*section, *near])
+    hint = f"did you mean '{meant}'?" if near else f"known here: {', '.join(sorted(known))}"
     return f"{place}: unknown key; {hint}"
 
 

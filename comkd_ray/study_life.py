@@ -58,7 +58,7 @@ def check_run(study: Study, run: Path, resume: bool) -> None:
     if changed:
         raise UserError(
             f"{run}: --resume goes on with the same study, but {', '.join(changed)} changed;"
-            " --fork NAME makes another of it"
+            f" {run / 'study.yaml'} is the one that began, --fork NAME makes another of it"
         )
 
 

@@ -224,6 +224,8 @@ class _Run:
 
     def clear_sample(self) -> None:
         """A sample report that came with the source tree makes room for the real one."""
+        if provenance.read(self.run).get("sample") is True:
+            self.screen.say(f"{self.run}: the sample that came with the source makes room for this study")
         for name in ("results", "report.html", "provenance.json", "study.yaml"):
             path = self.run / name
             if path.is_dir():
@@ -305,13 +307,14 @@ class _Run:
 
     def show_arms(self, searcher: ray_search.CohortSearcher, states: dict[str, progress.State]) -> None:
         """Arms that ended, and the share of those that run."""
-        running = sum(
+        done = sum(
             state["done"] / state["total"] * len(searcher.cohorts.get(name.partition(".")[0], ()))
             for name, state in states.items()
         )
-        ended, total = len(searcher.records), searcher.total
+        ended, total, running = len(searcher.records), searcher.total, searcher.running
         best = "" if searcher.best is None else f", best {objective_of(self.study)} {searcher.best:.1f}"
-        self.screen.show("arms", min(total, ended + running), total, f"{ended}/{total} ended{best}")
+        words = f"{ended}/{total} ended, {running} running{best}"
+        self.screen.show("arms", min(total, ended + done), total, words)
 
     def finish(self) -> Outcome:
         """Compact, describe, report. What ended is safe whatever happens here."""

@@ -140,6 +140,11 @@ class CohortSearcher(Searcher):  # type: ignore[misc]
         return len(self.records) + self.left
 
     @property
+    def running(self) -> int:
+        """Arms that are being trained."""
+        return sum(map(len, self.cohorts.values()))
+
+    @property
     def left(self) -> int:
         """Arms without a record: still to ask for, running, or lost."""
         held = [*self.cohorts.values(), *self.broken]

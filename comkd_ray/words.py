@@ -43,6 +43,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def plain_count(number: float) -> str:
+    """`1,268`, or three digits of what is smaller than 100."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def count(number: float) -> str:
     """`86.2 M`."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -12,7 +12,7 @@ import pytest
 
 from comkd_ray import results, study_file
 from comkd_ray.ablation_plan import can_find
-from comkd_ray.claims import verdicts
+from comkd_ray.claims import summary, verdicts
 from comkd_ray.comparison import Claim
 from comkd_ray.components import MODULES, components
 from comkd_ray.config import Study
@@ -267,6 +267,26 @@ def test_settings_that_are_the_same_arms_are_one_claim_to_everyone(tmp_path: Pat
     assert wanted_arms(one, identify, records) == records.keys()
 
 
+def test_a_report_of_an_ablation_begins_with_its_claims(tmp_path: Path) -> None:
+    """Settled ones by name; a level above another by one point in every seed is supported."""
+    one = ablation("factorial", FLAGS, seeds=8)
+
+    def score(row: Tree) -> float:
+        return (
+            80.0
+            + row["seed"] / 100
+            + row["student.ifalign"]
+            + (row["seed"] % 2) * row["student.edu_attention"]
+        )
+
+    run = run_of(tmp_path, one, score=score)
+    words = "Which settings score above PromptKD? Of 3 claims: "
+    words += "2 supported (PromptKD + IFAlign, ComKD-CLIP), 1 not decidable."
+    assert summary(run.fixed, run.study, run.rule) == words
+    assert f'<p class="lead">{words}</p>' in page(run)
+    assert summary(run.fixed, None, run.rule) == ""
+
+
 def test_settings_of_a_fraction_are_shown_and_not_compared(tmp_path: Path) -> None:
     run = run_of(tmp_path, ablation("fractional", FIVE, seeds=8))
     found = variants(run.fixed, run.enumerated, run.rule)
@@ -282,6 +302,7 @@ def test_settings_of_a_fraction_are_shown_and_not_compared(tmp_path: Path) -> No
     section = page(run).split('<section id="variants">')[1].split("</section>")[0]
     assert "verdict" not in section
     assert verdicts(run.fixed, run.study, run.rule) == []
+    assert summary(run.fixed, run.study, run.rule) == ""
 
 
 def test_each_table_says_what_its_own_rows_claim(tmp_path: Path) -> None:

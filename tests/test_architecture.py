@@ -35,7 +35,8 @@ ALLOWED = {
     "search_space": "|",
     "quarantine": "errors |",
     "config": "search_space |",
-    "study_file": "config errors protocols search_space |",
+    "study_tree": "errors |",
+    "study_file": "config errors protocols search_space study_tree |",
     "cache": "errors |",
     "protocols": "config |",
     # data
@@ -57,8 +58,8 @@ ALLOWED = {
     "metrics": "config protocols | torch",
     "precision": "| torch",
     "optim": "precision | torch",
-    "models": "config errors study_file | open_clip safetensors torch",
-    "prompts": "errors models | open_clip torch",
+    "models": "config errors study_tree | open_clip safetensors torch",
+    "prompts": "config errors models | open_clip torch",
     "student": "config losses models precision prompts | torch",
     "results": "errors quarantine | polars",
     "bank_store": "errors results |",
@@ -71,8 +72,8 @@ ALLOWED = {
     " | open_clip safetensors torch",
     "stage_one": "bank config data.datasets data.pixels errors losses material metrics models photographs"
     " prompts protocols study_file teacher | torch",
-    "prepare": "bank bank_store config data.datasets data.pixels errors material models photographs"
-    " prompts stage_one student study_file teacher | torch",
+    "prepare": "bank bank_store config data.datasets data.pixels material models photographs prompts"
+    " stage_one student study_file teacher | torch",
     "cohort": "bank config data.datasets losses material metrics models optim prompts protocols results"
     " student | torch",
     "train": "cohort config material protocols results | torch",
@@ -117,7 +118,7 @@ ALLOWED = {
     "variants": "arms collapse pairing search_space stats study_file words | polars",
     "claims": "arms config designs pairing search_space study_file words | polars",
     "retuned": "claims config designs pairing search_space study_file words | polars",
-    "run": "arms config errors pairing protocols quarantine results retuned study_file | polars",
+    "run": "arms config errors pairing protocols quarantine results retuned study_file study_tree | polars",
     "reference_rows": "arms collapse config search_space stats study_file words | polars",
     "components": "arms collapse config errors factorial pairing reference_rows search_space stats study_file"
     " | polars",
@@ -148,13 +149,13 @@ ALLOWED = {
     " importance markup plots reference_rows report_facts report_tables run search_plots variants | plotly",
     "report_ablation": "components config document knob_plots main_effects markup report_figures"
     " report_tables retuned retuned_plots run tables |",
-    "report": "document findings markup published published_gap reference_rows report_ablation report_facts"
-    " report_figures report_tables results run tables variants |",
-    "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot report_figures"
-    " report_tables results run tables words |",
+    "report": "claims document findings markup published published_gap reference_rows report_ablation"
+    " report_facts report_figures report_tables results run tables variants |",
+    "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot"
+    " report_facts report_figures report_tables results run tables words |",
     # top
     "plan": "arms cache cohort_size config data.datasets data.folders data.storing data.stream designs"
-    " errors jobs models photographs planner prepare protocols search_space study_file | open_clip torch",
+    " jobs models photographs planner prepare prompts protocols search_space student study_file | torch",
     "simulate": "|",
     "stopwatch": "| torch",
     "rehearsal": "bank cohort config data.datasets data.folders losses material models photographs prompts"

@@ -379,7 +379,7 @@ def test_step_prints_one_object(world: Path, tmp_path: Path, monkeypatch: pytest
     ("words", "why"),
     [
         (["absent.yaml"], "absent.yaml: cannot be read"),
-        (["--set", "train.epoch=1"], "did you mean 'epochs'?"),
+        (["--set", "train.epoch=1"], "did you mean 'train.epochs'?"),
     ],
 )
 def test_bad_input_is_one_line(command: str, words: list[str], why: str) -> None:

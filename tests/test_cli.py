@@ -95,6 +95,11 @@ def test_help_lists_the_commands_with_examples(flag: str) -> None:
     assert "130 interrupted" in result.output
 
 
+def test_every_line_of_the_list_of_commands_is_whole() -> None:
+    commands = CliRunner().invoke(cli.main, ["--help"]).output.partition("Commands:")[2]
+    assert "..." not in commands
+
+
 @pytest.mark.parametrize("command", sorted(cli.main.commands))
 def test_every_command_and_option_says_what_it_does(command: str) -> None:
     result = CliRunner().invoke(cli.main, [command, "--help"])
@@ -136,7 +141,7 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("train.epcohs=3", "train.epcohs: unknown key; did you mean 'epochs'?"),
+        ("train.epcohs=3", "--set: train.epcohs: unknown key; did you mean 'train.epochs'?"),
         ("train.epochs=many", "train.epochs: input should be a valid integer"),
         ("train.epochs", "--set train.epochs: expected KEY=VALUE"),
         ("student.model=ViT-B-33", "ViT-B-33: no model of open_clip has this name; did you mean ViT-B-3"),
@@ -152,8 +157,11 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
         ("train.batch_size=21", "20 training images, fewer than train.batch_size: 21"),
     ],
 )
-def test_a_setting_that_cannot_work_is_refused(tune: Callable[..., Tune], setting: str, words: str) -> None:
-    ended = tune("--set", setting)
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)], ids=["tune", "plan"])
+def test_a_setting_that_cannot_work_is_refused(
+    tune: Callable[..., Tune], setting: str, words: str, flags: tuple[str, ...]
+) -> None:
+    ended = tune("--set", setting, *flags)
     assert words in ended.refusal
     assert not ended.run.exists()
 
@@ -328,6 +336,8 @@ def test_what_a_study_takes_is_told_also_when_it_has_begun(
     assert "has begun                  --resume goes on there; --set study=NAME makes another" in words
     assert "steps an arm" in words
     assert json.loads(tune("--dry-run", "--json").result.output)["begun"] is True
+    words = tune("--dry-run", "--resume").result.output
+    assert "has begun                  0 arms have ended; what follows counts them too" in words
     assert [path.name for path in run.iterdir()] == ["study.yaml"]
 
 
@@ -359,7 +369,8 @@ def test_a_study_that_changed_is_not_resumed_and_the_keys_are_named(
     began(tmp_path / "reports" / "tiny", world)
     settings = ("--set", "train.lr=0.5", "--set", "data.shots=1", "--set", "compute.cpus=2")
     refusal = tune("--resume", *settings).refusal
-    assert "--resume goes on with the same study, but data.shots, train.lr changed; --fork NAME" in refusal
+    assert "--resume goes on with the same study, but data.shots, train.lr changed; " in refusal
+    assert "tiny/study.yaml is the one that began, --fork NAME makes another of it" in refusal
 
 
 @pytest.mark.parametrize(

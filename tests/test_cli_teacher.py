@@ -87,7 +87,7 @@ def test_build_again_tunes_nothing_and_another_seed_is_another_teacher(
         ("teacher.average_mean=2", "teacher: average_mean: 2 lies outside epochs 1 to 1"),
         ("teacher.prompt_depth=9", "teacher.prompt_depth: "),
         ("data.shots=99", "has 5 training images"),
-        ("teacher.keeep=best", "teacher.keeep: unknown key; did you mean 'keep'?"),
+        ("teacher.keeep=best", "teacher.keeep: unknown key; did you mean 'teacher.keep'?"),
     ],
 )
 def test_a_mistake_is_one_line(build: Callable[..., Result], setting: str, message: str) -> None:

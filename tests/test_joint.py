@@ -19,6 +19,7 @@ from comkd_ray.joint import Joint, join_runs
 from comkd_ray.markup import text
 from comkd_ray.planner import fewest_seeds
 from comkd_ray.rank_plot import rank_info, rank_plot
+from comkd_ray.report_facts import DEMO_NOTICE
 from comkd_ray.run import read
 
 HM = "test_harmonic_mean"
@@ -269,6 +270,14 @@ def test_collapsed_arms_and_other_ns_are_told_in_their_cell(tmp_path: Path) -> N
     )
     told = [row[-1].endswith("; with 1 collapsed (dtd)") for row in joint_report.pair_table(both).rows]
     assert sum(told) == 4  # PromptKD with each of the others
+
+
+def test_a_run_on_demo_weights_makes_the_page_a_demonstration(three: list[Path], tmp_path: Path) -> None:
+    runs = [read(folder) for folder in three]
+    bare = [run._replace(provenance={**run.provenance, "demo_weights": False}) for run in runs]
+    first = bare[0]._replace(provenance={**runs[0].provenance, "demo_weights": True})
+    pages = [joint_report.page(join_runs(some)) for some in (bare, [first, *bare[1:]])]
+    assert [DEMO_NOTICE in page for page in pages] == [False, True]
 
 
 def test_markdown_says_what_the_page_says(three: list[Path]) -> None:

@@ -151,6 +151,16 @@ def test_parallel_axes_carry_whole_names(arms: pl.DataFrame) -> None:
     assert len([trace for trace in figure.data if trace.mode == "lines"]) == 16
 
 
+def test_parallel_axes_speak_like_a_study_file(arms: pl.DataFrame) -> None:
+    """And a key that is not searched under the other values of an arm is off."""
+    words = {
+        note.text
+        for note in search_plots.parallel_plot(search_plots.parallel_info(arms, SPACE)).layout.annotations
+    }
+    assert {"true", "false", "off"} <= words
+    assert not {"True", "False", "None"} & words
+
+
 def test_modules_hold_every_arm_once(arms: pl.DataFrame) -> None:
     cells = plots.modules_info(arms).cells
     assert [cell.method for cell in cells] == [
@@ -191,6 +201,17 @@ def test_size_places_references_and_front(tmp_path: Path) -> None:
     scores = [info.arms[index].score for index in info.front_total]
     assert scores == sorted(scores)
     assert max(point.score for point in info.arms) == scores[-1]
+
+
+@pytest.mark.parametrize(("trainable", "total", "rows"), [(1, 2, [False, True]), (2, 2, [True, False]),
+                                                         (1, 1, [False, False])])  # fmt: skip
+def test_a_front_of_one_arm_is_no_line_of_the_legend(
+    arms: pl.DataFrame, trainable: int, total: int, rows: list[bool]
+) -> None:
+    info = cost_plots.size_info(arms)
+    info = info._replace(front_trainable=list(range(trainable)), front_total=list(range(total)))
+    lines = [one for one in cost_plots.size_plot(info).data if one.name == "Pareto front of the arms"]
+    assert [one.showlegend for one in lines] == rows
 
 
 def test_size_without_references(arms: pl.DataFrame) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from comkd_ray.config import Teacher
 from comkd_ray.errors import UserError
 from comkd_ray.models import Clip
 from comkd_ray.prompts import (
-    check_text_depth,
+    check_teacher_depths,
     check_visual_depth,
     embed_images,
     encode_embedded,
@@ -244,9 +245,14 @@ def test_a_class_name_is_never_cut_in_silence(clip: Clip) -> None:
 
 
 def test_text_prompts_deeper_than_the_text_tower_are_refused(clip: Clip) -> None:
-    check_text_depth(clip, 2)
+    taught = Teacher(model="tiny", prompt_depth=4, text_prompt_depth=2)
+    check_teacher_depths(clip, taught)
+    deeper = taught.model_copy(update={"text_prompt_depth": 3})
     with pytest.raises(UserError, match=r"^teacher\.text_prompt_depth: .* has 2 layers, not 3$"):
-        check_text_depth(clip, 3)
+        check_teacher_depths(clip, deeper)
+    check_teacher_depths(clip, deeper.model_copy(update={"epochs": 0}))
+    with pytest.raises(UserError, match=r"^teacher\.prompt_depth: .* has 4 layers, not 5$"):
+        check_teacher_depths(clip, taught.model_copy(update={"prompt_depth": 5}))
 
 
 def test_a_text_tower_that_takes_no_prompts_is_told_with_the_way_out(clip: Clip) -> None:
@@ -256,7 +262,7 @@ def test_a_text_tower_that_takes_no_prompts_is_told_with_the_way_out(clip: Clip)
         text = nn.Linear(1, 1)
 
     with pytest.raises(UserError, match=r"takes no prompts.*teacher\.epochs: 0"):
-        check_text_depth(replace(clip, model=OtherText()), 1)
+        check_teacher_depths(replace(clip, model=OtherText()), Teacher(model="tiny", text_prompt_depth=1))
 
 
 @pytest.mark.parametrize("pooling", ["argmax", "last", "first"])

@@ -147,7 +147,7 @@ def test_the_command_prints_one_object(tmp_path: Path, alone: None) -> None:
 
 
 @pytest.mark.parametrize(("words", "why"), [
-    (["--arms", "0"], "0 is not in the range"), (["--set", "train.epoch=1"], "did you mean 'epochs'?"),
+    (["--arms", "0"], "0 is not in the range"), (["--set", "train.epoch=1"], "did you mean 'train.epochs'?"),
     (["--set", "search.sampler=list", "--set", "search.space={}"], "a grid or a list asks no sampler"),
 ])  # fmt: skip
 def test_bad_input_is_told(words: list[str], why: str) -> None:

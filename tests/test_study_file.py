@@ -93,9 +93,10 @@ def test_what_is_no_study_file_is_said_in_one_line(tmp_path: Path, text: str, wo
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(UserError, match="cannot be read"):
-            study_file.load(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        study_file.load(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match=r"a folder; the study file of a run is .*/study\.yaml$"):
+        study_file.load(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("note: Größe".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.yaml: cannot be read"):
         study_file.load(tmp_path / "latin.yaml")
@@ -109,12 +110,22 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     [
         ("study: fruit", "stdy: fruit", "stdy", "study"),
         ("teacher: {model", "teachr: {model", "teachr", "teacher"),
-        ("root: photographs", "rot: photographs", "data.rot", "root"),
+        ("root: photographs", "rot: photographs", "data.rot", "data.root"),
         ("lr: 0.01", "learning_rat: 0.01", "train.learning_rat", None),
-        ("arms: 6", "armz: 6", "search.armz", "arms"),
-        ("arms: 6", "arms: 6\n  halving: {etta: 3}", "search.halving.etta", "eta"),
-        ("float: [0.5", "flot: [0.5", "search.space.loss.temperature.flot", "float"),
-        ("choice: [scalar", "choise: [scalar", "search.space.student.alpha.choise", "choice"),
+        ("arms: 6", "armz: 6", "search.armz", "search.arms"),
+        ("arms: 6", "arms: 6\n  halving: {etta: 3}", "search.halving.etta", "search.halving.eta"),
+        (
+            "float: [0.5",
+            "flot: [0.5",
+            "search.space.loss.temperature.flot",
+            "search.space.loss.temperature.float",
+        ),
+        (
+            "choice: [scalar",
+            "choise: [scalar",
+            "search.space.student.alpha.choise",
+            "search.space.student.alpha.choice",
+        ),
         ("loss.temperature:", "loss.temprature:", "search.space.loss.temprature", "loss.temperature"),
         ("student.alpha:", "student.alfa:", "search.space.student.alfa", "student.alpha"),
     ],
@@ -125,6 +136,20 @@ def test_an_unknown_key_comes_with_its_place_and_the_nearest_name(
     message = refusal(tmp_path, TEXT.replace(right, wrong))
     assert f"{place}: unknown key; " in message
     assert message.endswith(f"did you mean '{near}'?" if near else "weight_decay")
+
+
+def test_a_mistake_of_a_sound_file_is_that_of_its_set(tmp_path: Path) -> None:
+    """And a file that is wrong by itself is named, whatever is set."""
+    assert refusal(tmp_path, TEXT, "train.epochs=0").startswith("--set: train.epochs: ")
+    wrong = TEXT.replace("arms: 6", "arms: 0")
+    assert refusal(tmp_path, wrong, "train.epochs=0").startswith(str(tmp_path))
+
+
+def test_the_photographs_that_ship_are_of_one_data_set(tmp_path: Path) -> None:
+    message = refusal(tmp_path, TEXT, "data.root=assets:caltech20")
+    assert message == (
+        "--set: data.root: assets:caltech20 holds images of caltech101; data.root=DIR says where folder lies"
+    )
 
 
 def test_a_key_like_nothing_else_comes_with_all_names(tmp_path: Path) -> None:

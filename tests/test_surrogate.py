@@ -48,6 +48,12 @@ def test_the_nearest_arm_of_the_same_cell_answers(tool: ModuleType) -> None:
     assert answer({"student.ifalign": False, "train.lr": 0.0}) == 50.0
 
 
+def test_an_arm_answers_once_and_the_next_one_after_it(tool: ModuleType) -> None:
+    answer = tool.Surrogate(ROWS, SPACE)
+    near = {"student.ifalign": True, "loss.align_weight": 0.1, "train.lr": 0.5}
+    assert [answer(near), answer(near), answer(near)] == [60.0, 70.0, None]
+
+
 def test_a_cell_without_an_arm_answers_nothing(tool: ModuleType) -> None:
     answer = tool.Surrogate(ROWS.filter(pl.col("student.ifalign")), SPACE)
     assert answer({"student.ifalign": False, "train.lr": 0.0}) is None

@@ -175,6 +175,7 @@ def test_a_study_goes_from_file_to_report(world: Path, tmp_path: Path) -> None:
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     end = events[-1]
     assert (end["event"], end["arms"], end["failed"], end["left"]) == ("end", 4, 0, 0)
+    assert "the sample that came with the source makes room for this study" in said(events)
     arms = results.read_arms(run)
     assert arms["status"].to_list() == ["complete"] * 4
     assert arms["number"].to_list() == [0, 1, 2, 3]

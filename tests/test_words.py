@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comkd_ray.words import DASH, count, counted, duration, gap, percent, plain, shown, signed
+from comkd_ray.words import DASH, count, counted, duration, gap, percent, plain, plain_count, shown, signed
 
 THIN = "\u202f"  # the space of `77.2 %`
 
@@ -27,5 +27,6 @@ def test_percentages_and_differences() -> None:
 def test_counts_and_durations() -> None:
     assert [counted(n, "arm") for n in (0, 1, 2)] == ["0 arms", "1 arm", "2 arms"]
     assert [count(n) for n in (12, 4_100, 86_192_640)] == ["12", "4.1 k", "86.2 M"]
+    assert [plain_count(n) for n in (7.456, 99.9, 1268.4)] == ["7.46", "99.9", "1,268"]
     words = [duration(s).replace("\u00a0", " ") for s in (4.24, 59.97, 200, 3599.7, 7500)]
     assert words == ["4.2 s", "60.0 s", "3 min 20 s", "1 h 00 min", "2 h 05 min"]

@@ -1,10 +1,15 @@
 """Samplers against each other on recorded arms: a tabulated surrogate of a study, in seconds.
 
 What: a table of real arms stands for the study. A proposal is answered by the objective of the nearest
-recorded arm of the same categorical cell (equal choices, so equal active keys); near is Euclid's
-distance of the numeric keys, each on the unit interval of its range, by logarithm where it is `log`.
-A cell without a recorded arm answers nothing, which is told to the sampler as a failed arm. Every
-sampler is asked through `OptunaArms` as a study asks it, a cohort at once, without named arms.
+recorded arm of the same categorical cell (equal choices, so equal active keys) that has not answered in
+this search; near is Euclid's distance of the numeric keys, each on the unit interval of its range, by
+logarithm where it is `log`. A cell that has no arm left answers nothing, which is told to the sampler as
+a failed arm. Every sampler is asked through `OptunaArms` as a study asks it, a cohort at once, without
+named arms.
+
+Why an arm answers once: in a study two arms close to each other are two trainings with two results. A
+table that gives both the same result lets a sampler that looks closely see fewer results than one that
+looks everywhere (docs/log.md, 2026-11-25, has the numbers).
 
 What it cannot show: noise between seeds (an answer is always the same), or that the winner is better
 than the best recorded arm. It compares how fast samplers find what the table has.
@@ -12,7 +17,7 @@ than the best recorded arm. It compares how fast samplers find what the table ha
 Command: record random arms at full budget, make the table, compare::
 
     comkd-ray tune --set study=random --set search.sampler=random --set search.halving=null \\
-        --set search.first=[] --set search.arms=120
+        --set search.first=[] --set search.arms=480
     python tools/surrogate.py table reports/random tests/data/quickstart_surrogate.parquet
     python tools/surrogate.py compare tests/data/quickstart_surrogate.parquet --out reports/samplers
 """
@@ -67,7 +72,7 @@ def make_table(run: Path, space: Mapping[str, Dimension]) -> pl.DataFrame:
 
 
 class Surrogate:
-    """Answers a configuration from a table."""
+    """Answers the configurations of one search from a table, each recorded arm once."""
 
     def __init__(self, table: pl.DataFrame, space: Mapping[str, Dimension]) -> None:
         self.space = space
@@ -85,9 +90,12 @@ class Surrogate:
         return [place(one, float(drawn[key])) for key, one in ranges.items()]
 
     def __call__(self, drawn: Overrides) -> float | None:
-        """The objective of the nearest recorded arm of the same cell; None where the cell is empty."""
+        """The objective of the nearest arm of the same cell that is left; None where none is."""
         arms, own = self.cells.get(self._cell(drawn), []), self._places(drawn)
-        return min(arms, key=lambda arm: math.dist(arm[0], own))[1] if arms else None
+        if not arms:
+            return None
+        nearest = min(range(len(arms)), key=lambda index: math.dist(arms[index][0], own))
+        return arms.pop(nearest)[1]
 
 
 def place(dimension: Dimension, value: float) -> float:
@@ -99,9 +107,10 @@ def place(dimension: Dimension, value: float) -> float:
     return (value - low) / (high - low)
 
 
-def search(surrogate: Surrogate, study: Study) -> Curve:
+def search(table: pl.DataFrame, study: Study) -> Curve:
     """One search to its end, a cohort at once."""
-    arms, best, curve = OptunaArms(study, None), -math.inf, []
+    surrogate, arms = Surrogate(table, study.search.space), OptunaArms(study, None)
+    best, curve = -math.inf, []
     while arms.left():
         asked = [arms.ask() for _ in range(min(study.search.arms_per_trial, arms.left()))]
         for proposal in asked:
@@ -117,9 +126,8 @@ def compare(
     table: pl.DataFrame, samplers: Sequence[str] = SAMPLERS, arms: int = ARMS, runs: int = RUNS
 ) -> dict[str, list[Curve]]:
     """Curves of each sampler, one a seed."""
-    surrogate = Surrogate(table, quickstart().search.space)
     return {
-        name: [search(surrogate, quickstart(sampler=name, arms=arms, seed=seed)) for seed in range(runs)]
+        name: [search(table, quickstart(sampler=name, arms=arms, seed=seed)) for seed in range(runs)]
         for name in samplers
     }
 
