@@ -33,6 +33,9 @@ LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # sockets on loopback only
     "RAY_AUTH_MODE": "token",
 }
+HOME = Path(__file__).parent.parent
+"""Where this package lies. Ray lets its workers import from the driver's working directory before all else:
+in a clone they would run the clone's code whatever is installed. So it is started from here."""
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it
 DRIVER = {"memory": 1}  # of a trial that waits for its group, which may need every CPU of the node
 
@@ -61,16 +64,17 @@ def connect(address: str | None, verbose: bool) -> Iterator[None]:
     if not verbose:
         warnings.filterwarnings("ignore", module=r"ray\.")
     try:
-        if address is None:
-            ray.init(
-                address="local",
-                include_dashboard=True,
-                log_to_driver=verbose,
-                logging_level=level,
-                object_store_memory=OBJECT_STORE,
-            )
-        else:
-            ray.init(address=address, log_to_driver=verbose, logging_level=level)
+        with contextlib.chdir(HOME):
+            if address is None:
+                ray.init(
+                    address="local",
+                    include_dashboard=True,
+                    log_to_driver=verbose,
+                    logging_level=level,
+                    object_store_memory=OBJECT_STORE,
+                )
+            else:
+                ray.init(address=address, log_to_driver=verbose, logging_level=level)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"Ray at {address or 'this machine'}: {' '.join(str(error).split())[:300]}") from None
     for name in ("ray.tune", "ray.train", "ray"):

@@ -92,7 +92,10 @@ class Forecast:
             words = f"other processes took {self.pace.others:.0%} of this machine during the probe"
             remarks.append(("busy machine", f"{words}: all of this is too long"))
         return [
-            ("expected wall time", f"{self._wall()} on {counted(self.slots, 'slot')} ({where})"),
+            (
+                "expected wall time",
+                f"{self._wall()} on {counted(self.slots, 'slot')}, nothing cached ({where})",
+            ),
             ("of which", parts),
             ("search", f"{told}; {full}"),
             ("device-hours", f"{self.device_hours:.3g} {self.kind}-hours"),

@@ -254,7 +254,7 @@ def test_slots_are_simulated_and_nothing_is_written(tiny: Path) -> None:
     assert (told["slots"], told["kind"], told["search"]["full_arms"]) == (3, "CPU", 4.0)
     assert told["seconds"] == pytest.approx(sum(told["stages"].values()))
     plain = ask(str(tiny), "--dry-run", "--slots", "1").stdout
-    assert "on 1 slot (counted at 100 TFLOP/s)" in plain
+    assert "on 1 slot, nothing cached (counted at 100 TFLOP/s)" in plain
     assert "device-hours" in plain
     assert sorted(tiny.parent.rglob("*")) == before
 
