@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -91,7 +92,11 @@ def test_a_comparison_leaves_a_figure_and_a_table(
         == "| sampler | runs | after 3 arms | after 6 arms | after 12 arms | against random |"
     )
     assert [line.split()[1] for line in printed.splitlines()[2:]] == ["random", "tpe"]
-    assert "random (3 runs)" in (tmp_path / "out" / "samplers.html").read_text()
+    figure = (tmp_path / "out" / "samplers.html").read_text()
+    assert "random (3 runs)" in figure
+    difference = printed.splitlines()[3].split(" | ")[-1].removesuffix(" |")
+    assert re.fullmatch(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", difference)
+    assert f"tpe (3 runs)\\u003cbr\\u003e{difference} against random" in figure
 
 
 def test_samplers_are_held_apart_by_welchs_interval(tool: ModuleType) -> None:
@@ -121,15 +126,14 @@ def test_a_figure_leaves_out_arms_before_the_first_answer(tool: ModuleType) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TABLE.exists(), reason=f"{TABLE.name} is not recorded yet: see tools/surrogate.py")
 def test_tpe_is_no_worse_than_random_on_recorded_arms(tool: ModuleType) -> None:
-    """20 seeds: mean best so far after the start; the 95 % interval of TPE - random does not lie below 0."""
-    curves = tool.compare(pl.read_parquet(TABLE), ["random", "tpe"])
+    """100 searches, mean best so far after the start: the 95 % interval of TPE - random reaches above 0."""
+    curves = tool.compare(pl.read_parquet(TABLE), ["random", "tpe"], runs=100)
     start = tool.quickstart().search.startup_arms
     means = {name: [sum(curve[start:]) / len(curve[start:]) for curve in own] for name, own in curves.items()}
     found = estimate([tpe - random for tpe, random in zip(means["tpe"], means["random"], strict=True)])
     assert found is not None
-    assert found.n == 20
+    assert found.n == 100
     assert found.high is not None
     assert found.high >= 0
-    assert found.mean > -0.5
+    assert found.mean > -0.25

@@ -161,7 +161,10 @@ def trials(run: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def test_a_study_goes_from_file_to_report(world: Path, tmp_path: Path) -> None:
-    """A 2x2 grid, begun where a sample report lay."""
+    """A 2x2 grid, begun where a sample report lay, and beside another package of the same name."""
+    other = tmp_path / "comkd_ray"
+    other.mkdir()
+    (other / "__init__.py").write_text("raise ImportError('not the code that was started')")
     run = tmp_path / "reports" / "tiny"
     run.mkdir(parents=True)
     for name in ("study.yaml", "report.html"):
@@ -169,7 +172,7 @@ def test_a_study_goes_from_file_to_report(world: Path, tmp_path: Path) -> None:
     (run / "provenance.json").write_text(json.dumps({"sample": True}))
     outer.write_yaml(tmp_path / "tiny.yaml", outer.tree(world))
 
-    ended = outer.comkd(["tune", "tiny.yaml", "--json"], world / "cache", tmp_path)
+    ended = outer.comkd(["tune", "tiny.yaml", "--json"], world / "cache", tmp_path, PYTHONSAFEPATH="1")
 
     assert (ended.returncode, ended.stderr) == (0, "")
     events = [json.loads(line) for line in ended.stdout.splitlines()]

@@ -8,8 +8,8 @@ a failed arm. Every sampler is asked through `OptunaArms` as a study asks it, a 
 named arms.
 
 Why an arm answers once: in a study two arms close to each other are two trainings with two results. A
-table that gives both the same result lets a sampler that looks closely see fewer results than one that
-looks everywhere (docs/log.md, 2026-11-25, has the numbers).
+table that answers both alike shows fewer results to a sampler that looks closely than to one that looks
+everywhere (docs/log.md, 2026-11-25, has the numbers).
 
 What it cannot show: noise between seeds (an answer is always the same), or that the winner is better
 than the best recorded arm. It compares how fast samplers find what the table has.
@@ -146,7 +146,10 @@ def band(found: Estimate) -> tuple[float, float, float]:
 
 
 def draw(curves: Mapping[str, Sequence[Curve]]) -> go.Figure:
-    """Best so far over arms, from where every run has an answer: mean and 95 % band of each sampler."""
+    """Best so far over arms, from where every run has an answer: mean and 95 % band of each sampler.
+
+    The legend says how far from the first sampler each ends.
+    """
     figure = go.Figure()
     for name, own in curves.items():
         counts = [n for n in range(1, len(own[0]) + 1) if all(math.isfinite(curve[n - 1]) for curve in own)]
@@ -155,7 +158,9 @@ def draw(curves: Mapping[str, Sequence[Curve]]) -> go.Figure:
         edge = {"mode": "lines", "line_width": 0, "showlegend": False, "hoverinfo": "skip"}
         figure.add_scatter(x=counts, y=high, **edge)
         figure.add_scatter(x=counts, y=low, fill="tonexty", fillcolor=faint(color), **edge)
-        figure.add_scatter(x=counts, y=mean, mode="lines", line_color=color, name=f"{name} ({len(own)} runs)")
+        distance = against(curves, name)
+        label = f"{name} ({len(own)} runs)" + f"<br>{distance} against {next(iter(curves))}" * bool(distance)
+        figure.add_scatter(x=counts, y=mean, mode="lines", line_color=color, name=label)
     figure.update_layout(template="plotly_white", xaxis_title="arms", yaxis_title="best objective so far (%)")
     return figure
 
@@ -178,6 +183,14 @@ def apart(own: Sequence[Curve], reference: Sequence[Curve], arm: int) -> tuple[f
     return mean - reach, mean, mean + reach
 
 
+def against(curves: Mapping[str, Sequence[Curve]], name: str) -> str:
+    """How far from the first sampler one ends, in words; empty for the first and where that is unknown."""
+    own, first = curves[name], next(iter(curves))
+    ends = [curve[-1] for curve in (*own, *curves[first])]
+    known = name != first and len(own) > 1 and all(map(math.isfinite, ends))
+    return worded(apart(own, curves[first], len(own[0])), "+") if known else ""
+
+
 def markdown(curves: Mapping[str, Sequence[Curve]]) -> str:
     """Best so far after a quarter, half and all of the arms, and at the end against the first sampler.
 
@@ -190,9 +203,7 @@ def markdown(curves: Mapping[str, Sequence[Curve]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, own in curves.items():
         cells = [worded(band(at(own, count))) for count in counts]
-        ends = [curve[-1] for curve in (*own, *curves[first])]
-        known = name != first and len(own) > 1 and all(map(math.isfinite, ends))
-        cells.append(worded(apart(own, curves[first], arms), "+") if known else "")
+        cells.append(against(curves, name))
         lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
