@@ -8,7 +8,7 @@ import polars as pl
 
 from comkd_ray.arms import full_budget, is_same, scores_of
 from comkd_ray.config import Study
-from comkd_ray.designs import distinct_claims, setting_names, settings
+from comkd_ray.designs import count_claims, distinct_claims, setting_names, settings
 from comkd_ray.pairing import Paired, Rule, differences, family
 from comkd_ray.search_space import Overrides
 from comkd_ray.study_file import has_effect
@@ -50,16 +50,16 @@ def summary(arms: pl.DataFrame, study: Study | None, rule: Rule) -> str:
     """All claims at fixed knobs in a sentence, those that are settled by name; empty where none is made."""
     if study is None or study.ablate is None or not rule.compares:
         return ""
-    pairs = claims_of(arms, study, settings(study), rule)
-    if not pairs:
-        return ""
-    parts = []
+    pairs, claims, parts = claims_of(arms, study, settings(study), rule), count_claims(study), []
     for verdict in ("supported", "refuted", "open", "not decidable"):
         names = [pair.name for pair in pairs if pair.found.verdict == verdict]
         named = f" ({', '.join(names)})" * (verdict in ("supported", "refuted"))
         parts += [f"{len(names)} {verdict}{named}"] * bool(names)
-    question = f"Which settings score {study.ablate.direction} {pairs[0].baseline}?"
-    return f"{question} Of {counted(len(pairs), 'claim')}: {', '.join(parts)}."
+    if not claims:
+        return ""
+    parts += [f"{claims - len(pairs)} without a pair of arms"] * (claims > len(pairs))
+    question = f"Which settings score {study.ablate.direction} {setting_names(study)[0]}?"
+    return f"{question} Of {counted(claims, 'claim')}: {', '.join(parts)}."
 
 
 def _line(pair: Paired) -> str:

@@ -178,9 +178,10 @@ def _show_plan(
 def _begun(run: Path, resume: bool) -> str:
     if not resume:
         return "--resume goes on there; --set study=NAME makes another"
-    from comkd_ray.results import read_records
+    from comkd_ray.results import count_records
+    from comkd_ray.words import counted
 
-    return f"{len(read_records(run))} arms have ended; what follows counts them too"
+    return f"{counted(count_records(run), 'record')} of arms so far; what follows counts all arms"
 
 
 @main.command(short_help="Rebuild the HTML of a run, or rank several.")

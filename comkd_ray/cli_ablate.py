@@ -60,16 +60,14 @@ def ablate(
     trained again, one that failed is tried again, and one that an earlier study in the same folder of
     reports has trained is taken from there.
     """
-    from comkd_ray.study_file import load
+    from comkd_ray.study_file import load, origin_of
 
     if not dry_run and (probe or slots):
         raise UserError("--probe and --slots belong to --dry-run: they say what to expect and start nothing")
-    loaded = load(study, sets)
+    loaded, origin = load(study, sets), origin_of(study, sets)
     from comkd_ray.designs import asked_for
 
-    loaded = asked_for(
-        loaded, str(study), until_decided, max_seeds, retune, yes
-    )  # mistakes are answered at once
+    loaded = asked_for(loaded, origin, until_decided, max_seeds, retune, yes)  # mistakes are told at once
     from comkd_ray.cluster import set_environment
     from comkd_ray.progress import quiet_libraries
 
@@ -77,7 +75,7 @@ def ablate(
     set_environment(None if dry_run else address)
     from comkd_ray.ablation_run import open_ablations
 
-    ablations = open_ablations(loaded, str(study), reports, source)
+    ablations = open_ablations(loaded, origin, reports, source)
     if dry_run:
         for one in ablations:
             _show_plan(one, as_json, probe, slots)

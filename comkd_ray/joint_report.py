@@ -39,7 +39,8 @@ def markdown(folders: Sequence[Path]) -> str:
     """The joint report's tables as Markdown."""
     joint = join_runs([read(folder) for folder in folders])
     tables = [as_markdown(score_table(joint)), as_markdown(pair_table(joint))]
-    return "\n\n".join([*sentences(joint), tables[0], *score_notes(joint), tables[1], PAIR_NOTE])
+    told = [f"**{line}**" for line in notices(joint)]
+    return "\n\n".join([*told, *sentences(joint), tables[0], *score_notes(joint), tables[1], PAIR_NOTE])
 
 
 def page(joint: Joint) -> str:
@@ -47,8 +48,9 @@ def page(joint: Joint) -> str:
     warning = joint.scores.warning
     drawn = figure("ranks", lambda: rank_plot(rank_info(joint.ranks)), DIAGRAM_NOTE, warning, columns=7)
     notes = [paragraph(line, class_="caution") for line in score_notes(joint)]
+    told = [paragraph(line, class_="notice") for line in notices(joint)]
     sections = [
-        ("result", "Result", join([_notices(joint), *_lead(joint), drawn])),
+        ("result", "Result", join([*told, *_lead(joint), drawn])),
         (
             "scores",
             "Scores",
@@ -183,13 +185,13 @@ def _pair(pair: Pair, joint: Joint) -> list[str]:
     return [f"{pair.first} over {pair.second}", points, f"{pair.wins} of {datasets}", *numbers, verdict]
 
 
-def _notices(joint: Joint) -> Html:
-    """What the reader has to know before the first number."""
+def notices(joint: Joint) -> list[str]:
+    """What the reader has to know before the first number, a line each."""
     warning = joint.scores.warning
     lines = [f"Scores of arms on this page are {warning}."] if warning else []
     if any(run.is_demo for run in joint.runs.values()):
         lines.append(DEMO_NOTICE)
-    return join(paragraph(line, class_="notice") for line in lines)
+    return lines
 
 
 def _lead(joint: Joint) -> list[Html]:

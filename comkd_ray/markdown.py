@@ -8,6 +8,7 @@ from comkd_ray.components import components
 from comkd_ray.pairing import is_seeded_grid, paired_by_seed
 from comkd_ray.published_gap import comparison
 from comkd_ray.reference_rows import reference_rows, remarks
+from comkd_ray.report_facts import DEMO_NOTICE
 from comkd_ray.run import Run
 from comkd_ray.tables import (
     FLAG_NOTE,
@@ -29,6 +30,8 @@ def tables(run: Run) -> str:
     """What was tested on what, the eight rows, variants, differences, effects, and published numbers."""
     rows = reference_rows(run.arms, run.study)
     parts = ["\n".join(f"- {what}: {words}" for what, words in run.explained())]
+    if run.is_demo:
+        parts.append(f"**{DEMO_NOTICE}**")
     if run.scores.warning:
         parts.append(f"**All scores of arms: {run.scores.warning}.**")
     parts += _flags(run)

@@ -24,7 +24,7 @@ from comkd_ray.config import Tower
 from comkd_ray.errors import UserError
 from comkd_ray.study_tree import ASSETS
 
-_LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError)
+_LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, ImportError, AssertionError)
 
 
 def asset_path(path: str) -> Path:
@@ -89,10 +89,16 @@ class Clip:
 
     @cached_property
     def width(self) -> int:
-        """D, read from what the image tower returns."""
+        """D, read from what the image tower returns. UserError where that is no vector, or fails."""
         size = self.image_size
-        with torch.no_grad():
-            features = self.visual(torch.zeros(1, 3, size, size, device=self.device))
+        try:
+            with torch.no_grad():
+                features = self.visual(torch.zeros(1, 3, size, size, device=self.device))
+        except RuntimeError as error:
+            words = f"images of {size} pixels do not pass: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{self.name}: image_size: {words}") from None
+        if not isinstance(features, Tensor):
+            raise UserError(f"{self.name}: its image tower returns more than one vector an image")
         return int(features.shape[-1])
 
     @property
@@ -156,7 +162,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
 
 
 def blank_clip(tower: Tower) -> Clip:
-    """The same without weights, on the meta device: its shapes. Nothing is read. UserError as `load_clip`."""
+    """The same without weights, on the meta device: its shapes. UserError as `load_clip`."""
     import open_clip
 
     name = model_name(tower.model)
@@ -225,7 +231,7 @@ def check_pretrained(tower: Tower) -> None:
     if not pretrained:
         raise UserError(f"{tower.model}: pretrained: which weights? A file, or a tag of open_clip: {known}")
     is_tag = bool(open_clip.get_pretrained_cfg(name, pretrained))
-    if not is_tag and not asset_path(pretrained).exists():
+    if not is_tag and not asset_path(pretrained).is_file():
         raise UserError(f"{tower.model}: pretrained: {pretrained}: no such file, and no tag: {known}")
 
 

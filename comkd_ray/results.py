@@ -126,6 +126,11 @@ def read_records(run: Path, arm: str = "*") -> dict[str, Row]:
     return records
 
 
+def count_records(run: Path) -> int:
+    """Arms that have a record, damaged ones included. Nothing is read or moved."""
+    return sum(1 for _ in (run / "records").glob("*.json"))
+
+
 def _parse_record(path: Path) -> Row | None:
     """A record, or None where it is damaged."""
     try:

@@ -75,11 +75,12 @@ class Run(NamedTuple):
 
     @property
     def is_demo(self) -> bool:
-        """Whether teacher or student ship with the package, by what was recorded or by the rows."""
+        """Whether teacher or student ship with the package, by what was recorded, the study or the rows."""
         named = "student.model" in self.arms.columns
         models = [str(model) for model in self.arms["student.model"].unique()] if named else []
-        ours = any(model.startswith(ASSETS) for model in models)
-        return ours or bool(self.provenance.get("demo_weights"))
+        if self.study is not None:
+            models += [self.study.teacher.model, self.study.student.model]
+        return bool(self.provenance.get("demo_weights")) or any(one.startswith(ASSETS) for one in models)
 
     @property
     def data(self) -> Mapping[str, Any]:

@@ -17,9 +17,9 @@ from comkd_ray.config import Study
 from comkd_ray.errors import UserError
 from comkd_ray.protocols import protocol_of
 from comkd_ray.search_space import Overrides, Scalar
-from comkd_ray.study_tree import ASSETS, Json
+from comkd_ray.study_tree import Json
 
-SHIPPED = "caltech101"  # the data set that the package has photographs of
+PHOTOGRAPHS, SHIPPED = "assets:caltech20", "caltech101"  # what the package has, and of which data set
 SEARCHABLE = ("student.", "loss.", "train.")
 ATTENTION_ONLY = ("student.attention_", "student.alpha", "student.renormalize")
 TOWER = ("student.model", "student.pretrained", "student.image_size")  # one frozen tower a study
@@ -35,23 +35,13 @@ def search_spaces() -> Path:
 
 def load(path: Path, sets: Iterable[str] = ()) -> Study:
     """Read, override and check a study file. UserError names file, key and the nearest known key."""
-    sets, own = tuple(sets), study_tree.read(path)
-    tree = study_tree.override(own, sets)
-    try:
-        return build(tree, str(path))
-    except UserError:
-        if sets and _is_sound(study_tree.override(own, ())):
-            return build(tree, "--set")  # raises again, and blames what is to blame
-        raise
+    sets = tuple(sets)
+    return build(study_tree.read(path, sets), origin_of(path, sets))
 
 
-def _is_sound(tree: Json) -> bool:
-    """Whether a study file is one without any `--set`."""
-    try:
-        build(tree, "")
-    except UserError:
-        return False
-    return True
+def origin_of(path: Path, sets: Iterable[str]) -> str:
+    """Where a study comes from, for messages: `quickstart.yaml`, or `quickstart.yaml with --set`."""
+    return f"{path}{' with --set' * bool(tuple(sets))}"
 
 
 def require_search(study: Study, path: Path) -> Study:
@@ -89,12 +79,12 @@ def _check_source(study: Study, origin: str) -> None:
 
 
 def _check_roots(study: Study, origin: str) -> None:
-    """Another data set does not lie in the photographs that ship."""
+    """The photographs that ship are no other data set; a folder inside them, or a split, may be used."""
     for section, data in (("data", study.data), ("source", study.source)):
-        if data is not None and data.root.startswith(ASSETS) and data.dataset != SHIPPED:
+        if data is not None and data.root == PHOTOGRAPHS and data.dataset not in (SHIPPED, "split_file"):
             raise UserError(
-                f"{origin}: {section}.root: {data.root} holds images of {SHIPPED};"
-                f" {section}.root=DIR says where {data.dataset} lies"
+                f"{origin}: {section}.root: {data.root} is laid out as {SHIPPED}, not as {data.dataset};"
+                f" {section}.root=DIR names another place"
             )
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,28 +57,24 @@ def _parse(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 
 
-def read(path: Path) -> Json:
-    """The tree of a study file. UserError where there is none."""
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; the study file of a run is {path / 'study.yaml'}")
+def read(path: Path, sets: Iterable[str]) -> Json:
+    """The tree of a study file with each KEY=VALUE in place. UserError where either is none."""
+    if (path / "study.yaml").is_file():
+        raise UserError(f"{path}: a folder; the study file of this run is {path / 'study.yaml'}")
     try:
         tree = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: no valid YAML: nested too deep") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a study file is a mapping of keys, see search_spaces/quickstart.yaml")
-    return tree
-
-
-def override(tree: Json, sets: Iterable[str]) -> Json:
-    """A copy with each KEY=VALUE in place and absolute paths. UserError for what is no KEY=VALUE."""
-    changed = copy.deepcopy(tree)
     for text in sets:
-        _set(changed, text)
-    _make_absolute(changed)
-    return changed
+        _set(tree, text)
+    _make_absolute(tree)
+    return tree
 
 
 def _set(tree: Json, text: str) -> None:
@@ -94,8 +89,8 @@ def _set(tree: Json, text: str) -> None:
             raise UserError(f"--set {text}: {name} holds a value, not keys")
     try:
         node[last] = _parse(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: the value is no valid YAML") from None
+    except (yaml.YAMLError, RecursionError):
+        raise UserError(f"--set {text[:80]}: the value is no valid YAML") from None
 
 
 def _path(key: str) -> list[str]:
@@ -126,6 +121,9 @@ def _absolute(key: str, value: Any) -> Any:
     if name not in ("root", "model", "pretrained") or not isinstance(value, str) or value.startswith(ASSETS):
         return value
     prefix = LOCAL_DIR if value.startswith(LOCAL_DIR) else ""
-    path = Path(value.removeprefix(prefix)).expanduser()
+    try:
+        path = Path(value.removeprefix(prefix)).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}: {value}: there is no such user") from None
     is_path = name == "root" or prefix or (name == "pretrained" and path.is_file())
     return prefix + str(path.absolute()) if is_path else value

@@ -74,7 +74,7 @@ def study_tree(
         "note": note,
         "protocol": kind[0],
         "selection": kind[1],
-        "data": {"dataset": "caltech101", "root": "assets:caltech20"},
+        "data": {"root": "/data/photographs"},
         "teacher": {"model": "assets:mini_teacher"},
         "student": {"model": "ViT-B-32"},
         "train": {"epochs": epochs},

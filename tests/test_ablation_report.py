@@ -8,6 +8,7 @@ from typing import Any
 
 import fake_run
 import numpy as np
+import polars as pl
 import pytest
 
 from comkd_ray import results, study_file
@@ -285,6 +286,23 @@ def test_a_report_of_an_ablation_begins_with_its_claims(tmp_path: Path) -> None:
     assert summary(run.fixed, run.study, run.rule) == words
     assert f'<p class="lead">{words}</p>' in page(run)
     assert summary(run.fixed, None, run.rule) == ""
+
+
+def test_claims_without_a_pair_are_counted_and_refuted_ones_named(tmp_path: Path) -> None:
+    one = ablation("leave_one_out", FLAGS, seeds=8)
+
+    def score(row: Tree) -> float:
+        return 80.0 + row["seed"] / 100 - row["student.ifalign"]
+
+    run = run_of(tmp_path, one, score=score)
+    words = "Which settings score below ComKD-CLIP? Of 2 claims: "
+    assert (
+        summary(run.fixed, one, run.rule) == f"{words}1 refuted (PromptKD + EduAttention), 1 not decidable."
+    )
+    kept = run.fixed.filter(pl.col("student.ifalign"))
+    without = f"{words}1 not decidable, 1 without a pair of arms."
+    assert summary(kept, one, run.rule) == without
+    assert summary(kept.clear(), one, run.rule) == f"{words}2 without a pair of arms."
 
 
 def test_settings_of_a_fraction_are_shown_and_not_compared(tmp_path: Path) -> None:

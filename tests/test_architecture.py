@@ -127,7 +127,8 @@ ALLOWED = {
     "tables": "arms collapse comparison components factorial pairing published published_gap reference_rows"
     " retuned stats variants words |",
     "costs": "arms config tables variants words | polars",
-    "markdown": "arms collapse components pairing published_gap reference_rows run tables variants |",
+    "markdown": "arms collapse components pairing published_gap reference_rows report_facts run tables"
+    " variants |",
     "joint": "across_datasets arms collapse config errors reference_rows run stats study_file variants words"
     " | polars",
     "figure": "arms collapse words | plotly",
@@ -193,7 +194,7 @@ ALLOWED = {
     "cli_teacher": "cache cluster exits progress ray_train study_file |",
     "cli": "__init__ budget cli_ablate cli_bank cli_bench cli_data cli_end cli_teacher cluster errors"
     " exits forecast joint_report markdown plan progress report results run study_file study_life"
-    " study_run |",
+    " study_run words |",
 }
 REPORT_SIDE = (
     "stats", "words", "planner", "comparison", "sequential", "factorial", "across_datasets",

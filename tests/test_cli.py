@@ -141,7 +141,7 @@ def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("train.epcohs=3", "--set: train.epcohs: unknown key; did you mean 'train.epochs'?"),
+        ("train.epcohs=3", "tiny.yaml with --set: train.epcohs: unknown key; did you mean 'train.epochs'?"),
         ("train.epochs=many", "train.epochs: input should be a valid integer"),
         ("train.epochs", "--set train.epochs: expected KEY=VALUE"),
         ("student.model=ViT-B-33", "ViT-B-33: no model of open_clip has this name; did you mean ViT-B-3"),
@@ -336,9 +336,12 @@ def test_what_a_study_takes_is_told_also_when_it_has_begun(
     assert "has begun                  --resume goes on there; --set study=NAME makes another" in words
     assert "steps an arm" in words
     assert json.loads(tune("--dry-run", "--json").result.output)["begun"] is True
+    (run / "records").mkdir()
+    (run / "records" / "cut.json").write_text("{")  # a plan moves nothing
     words = tune("--dry-run", "--resume").result.output
-    assert "has begun                  0 arms have ended; what follows counts them too" in words
-    assert [path.name for path in run.iterdir()] == ["study.yaml"]
+    assert "has begun                  1 record of arms so far; what follows counts all arms" in words
+    assert (run / "records" / "cut.json").read_text() == "{"
+    assert {path.name for path in run.iterdir()} == {"study.yaml", "records"}
 
 
 def test_results_without_a_study_file_are_not_overwritten(tune: Callable[..., Tune], tmp_path: Path) -> None:

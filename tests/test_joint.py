@@ -16,6 +16,7 @@ from comkd_ray import across_datasets, joint_report
 from comkd_ray.cli import main
 from comkd_ray.errors import UserError
 from comkd_ray.joint import Joint, join_runs
+from comkd_ray.markdown import tables
 from comkd_ray.markup import text
 from comkd_ray.planner import fewest_seeds
 from comkd_ray.rank_plot import rank_info, rank_plot
@@ -278,6 +279,8 @@ def test_a_run_on_demo_weights_makes_the_page_a_demonstration(three: list[Path],
     first = bare[0]._replace(provenance={**runs[0].provenance, "demo_weights": True})
     pages = [joint_report.page(join_runs(some)) for some in (bare, [first, *bare[1:]])]
     assert [DEMO_NOTICE in page for page in pages] == [False, True]
+    told = [DEMO_NOTICE in markdown for markdown in (joint_report.markdown(three), tables(runs[0]))]
+    assert told == [True, True]
 
 
 def test_markdown_says_what_the_page_says(three: list[Path]) -> None:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from comkd_ray.config import Tower
 from comkd_ray.errors import UserError
-from comkd_ray.models import Clip, asset_path, load_clip
+from comkd_ray.models import Clip, asset_path, blank_clip, load_clip
 
 CPU = torch.device("cpu")
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -144,6 +144,19 @@ def test_weights_beside_a_model_that_has_its_own_are_refused(folder: Path) -> No
 def test_an_unknown_tag_is_refused() -> None:
     words = "ViT-B-16: pretrained: openay: no such file, and no tag: openai, laion"
     assert words in refusal(model="ViT-B-16", pretrained="openay")
+
+
+def test_a_folder_is_no_file_of_weights(folder: Path) -> None:
+    assert "no such file, and no tag" in refusal(model="ViT-B-16", pretrained=str(folder))
+
+
+@pytest.mark.parametrize(("tower", "words"), [
+    (Tower(model="coca_ViT-B-32", pretrained="laion2b_s13b_b90k"), "its image tower returns more than one vector"),
+    (Tower(model="RN50", pretrained="openai", image_size=16), "image_size: images of 16 pixels do not pass"),
+])  # fmt: skip
+def test_a_tower_without_a_width_is_told_in_one_line(tower: Tower, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        _ = blank_clip(tower).width
 
 
 def test_weights_of_another_architecture_are_told_in_one_line(

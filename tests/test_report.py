@@ -217,6 +217,9 @@ def test_notices_and_remarks(study: Path) -> None:
     assert "transductive" in words
     facts = json.loads((study / "provenance.json").read_text()) | {"demo_weights": False}
     (study / "provenance.json").write_text(json.dumps(facts))
+    assert "demo weights" in body(report.build(study))  # its study file says so, too
+    path = study / "study.yaml"
+    path.write_text(path.read_text().replace("assets:mini_teacher", "ViT-L-14"))
     assert "demo weights" not in body(report.build(study))
 
 

@@ -95,8 +95,14 @@ def test_what_is_no_study_file_is_said_in_one_line(tmp_path: Path, text: str, wo
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         study_file.load(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match=r"a folder; the study file of a run is .*/study\.yaml$"):
+    with pytest.raises(UserError, match="cannot be read"):
         study_file.load(tmp_path)
+    (tmp_path / "study.yaml").write_text(TEXT)
+    with pytest.raises(UserError, match=r"a folder; the study file of this run is .*/study\.yaml$"):
+        study_file.load(tmp_path)
+    (tmp_path / "deep.yaml").write_text(f"note: {'[' * 3000}{']' * 3000}")
+    with pytest.raises(UserError, match=r"deep\.yaml: no valid YAML: nested too deep"):
+        study_file.load(tmp_path / "deep.yaml")
     (tmp_path / "latin.yaml").write_bytes("note: Größe".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.yaml: cannot be read"):
         study_file.load(tmp_path / "latin.yaml")
@@ -138,18 +144,34 @@ def test_an_unknown_key_comes_with_its_place_and_the_nearest_name(
     assert message.endswith(f"did you mean '{near}'?" if near else "weight_decay")
 
 
-def test_a_mistake_of_a_sound_file_is_that_of_its_set(tmp_path: Path) -> None:
-    """And a file that is wrong by itself is named, whatever is set."""
-    assert refusal(tmp_path, TEXT, "train.epochs=0").startswith("--set: train.epochs: ")
-    wrong = TEXT.replace("arms: 6", "arms: 0")
-    assert refusal(tmp_path, wrong, "train.epochs=0").startswith(str(tmp_path))
+def test_a_message_says_that_settings_stand_beside_the_file(tmp_path: Path) -> None:
+    """Which of the two is wrong, the key says: it stands in one of them."""
+    plain, with_set = (
+        refusal(tmp_path, TEXT.replace("arms: 6", "arms: 0")),
+        refusal(tmp_path, TEXT, "search.arms=0"),
+    )
+    assert plain == with_set.replace(" with --set: ", ": ")
+    assert ".yaml with --set: search.arms: input should be greater" in with_set
 
 
 def test_the_photographs_that_ship_are_of_one_data_set(tmp_path: Path) -> None:
     message = refusal(tmp_path, TEXT, "data.root=assets:caltech20")
-    assert message == (
-        "--set: data.root: assets:caltech20 holds images of caltech101; data.root=DIR says where folder lies"
-    )
+    words = "data.root: assets:caltech20 is laid out as caltech101, not as folder; "
+    assert message.endswith(f"with --set: {words}data.root=DIR names another place")
+    inside = ["data.root=assets:caltech20/101_ObjectCategories"]
+    assert load(tmp_path, TEXT, *inside).data.root == "assets:caltech20/101_ObjectCategories"
+    split = ["data.dataset=split_file", "data.split=own.json", "data.root=assets:caltech20"]
+    assert load(tmp_path, TEXT, *split).data.dataset == "split_file"
+
+
+@pytest.mark.parametrize(("setting", "words"), [
+    ("data.root=~nobody-here/x", "data.root: ~nobody-here/x: there is no such user"),
+    ("note=" + "[" * 3000 + "]" * 3000, "the value is no valid YAML"),
+])  # fmt: skip
+def test_odd_settings_are_one_line(tmp_path: Path, setting: str, words: str) -> None:
+    message = refusal(tmp_path, TEXT, setting)
+    assert words in message
+    assert len(message) < 200
 
 
 def test_a_key_like_nothing_else_comes_with_all_names(tmp_path: Path) -> None:

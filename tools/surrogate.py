@@ -12,7 +12,10 @@ table that answers both alike shows fewer results to a sampler that looks closel
 everywhere (docs/log.md, 2026-11-25, has the numbers).
 
 What it cannot show: noise between seeds (an answer is always the same), or that the winner is better
-than the best recorded arm. It compares how fast samplers find what the table has.
+than the best recorded arm. It compares how fast samplers find what the table has. Where near arms have
+answered, the answer comes from further away, so a sampler that looks closely sees a blurred picture.
+`--shuffled` leaves the choices alone to be learned: the objectives of every cell change places, with
+the seed of the search.
 
 Command: record random arms at full budget, make the table, compare::
 
@@ -25,6 +28,7 @@ Command: record random arms at full budget, make the table, compare::
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 import sys
@@ -107,29 +111,45 @@ def place(dimension: Dimension, value: float) -> float:
     return (value - low) / (high - low)
 
 
-def search(table: pl.DataFrame, study: Study) -> Curve:
-    """One search to its end, a cohort at once."""
-    surrogate, arms = Surrogate(table, study.search.space), OptunaArms(study, None)
-    best, curve = -math.inf, []
+def search(table: pl.DataFrame, study: Study) -> list[float | None]:
+    """What the arms of one search got, a cohort asked at once; None for an empty cell."""
+    surrogate, arms, answers = Surrogate(table, study.search.space), OptunaArms(study, None), []
     while arms.left():
         asked = [arms.ask() for _ in range(min(study.search.arms_per_trial, arms.left()))]
         for proposal in asked:
             value = surrogate(proposal.overrides)
             row = {"arm": str(proposal.number), "status": "complete" if value is not None else "failed"}
             arms.tell(proposal.number, {"arm": row | {OBJECTIVE: value}, "epochs": []})
-            best = best if value is None else max(best, value)
-            curve.append(best)
-    return curve
+            answers.append(value)
+    return answers
+
+
+def best_so_far(answers: Sequence[float | None]) -> Curve:
+    """The highest answer up to each arm."""
+    known = (-math.inf if answer is None else answer for answer in answers)
+    return list(itertools.accumulate(known, max))
+
+
+def shuffled(table: pl.DataFrame, space: Mapping[str, Dimension], seed: int) -> pl.DataFrame:
+    """The table with the objectives of every categorical cell in another order."""
+    cell = [key for key, one in space.items() if one.choice]
+    return table.with_columns(pl.col(OBJECTIVE).shuffle(seed=seed).over(cell))
 
 
 def compare(
-    table: pl.DataFrame, samplers: Sequence[str] = SAMPLERS, arms: int = ARMS, runs: int = RUNS
+    table: pl.DataFrame,
+    samplers: Sequence[str] = SAMPLERS,
+    arms: int = ARMS,
+    runs: int = RUNS,
+    shuffle: bool = False,
 ) -> dict[str, list[Curve]]:
-    """Curves of each sampler, one a seed."""
-    return {
-        name: [search(table, quickstart(sampler=name, arms=arms, seed=seed)) for seed in range(runs)]
-        for name in samplers
-    }
+    """Curves of each sampler, one a seed. shuffle: with the objectives of every cell in another order."""
+    curves: dict[str, list[Curve]] = {name: [] for name in samplers}
+    for name, seed in itertools.product(samplers, range(runs)):
+        study = quickstart(sampler=name, arms=arms, seed=seed)
+        own = shuffled(table, study.search.space, seed) if shuffle else table
+        curves[name].append(best_so_far(search(own, study)))
+    return curves
 
 
 def at(curves: Sequence[Curve], arm: int) -> Estimate:
@@ -226,6 +246,7 @@ def main(words: Sequence[str] | None = None) -> int:
     against.add_argument("--samplers", nargs="+", default=SAMPLERS)
     against.add_argument("--arms", type=int, default=ARMS)
     against.add_argument("--runs", type=int, default=RUNS)
+    against.add_argument("--shuffled", action="store_true", help="leave the choices alone to be learned")
     against.add_argument("--out", type=Path, required=True, help="folder of samplers.html and samplers.md")
     asked = parser.parse_args(words)
     if asked.command == "table":
@@ -234,7 +255,7 @@ def main(words: Sequence[str] | None = None) -> int:
         found.write_parquet(asked.file)
         print(f"{asked.file}: {len(found)} arms at full budget")
         return 0
-    curves = compare(pl.read_parquet(asked.file), asked.samplers, asked.arms, asked.runs)
+    curves = compare(pl.read_parquet(asked.file), asked.samplers, asked.arms, asked.runs, asked.shuffled)
     asked.out.mkdir(parents=True, exist_ok=True)
     draw(curves).write_html(asked.out / "samplers.html", include_plotlyjs=True)
     (asked.out / "samplers.md").write_text(markdown(curves) + "\n", encoding="utf-8")
