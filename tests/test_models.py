@@ -151,7 +151,7 @@ def test_a_folder_is_no_file_of_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("tower", "words"), [
-    (Tower(model="coca_ViT-B-32", pretrained="laion2b_s13b_b90k"), "its image tower returns more than one vector"),
+    (Tower(model="coca_ViT-B-32", pretrained="laion2b_s13b_b90k"), "returns more than one vector an image"),
     (Tower(model="RN50", pretrained="openai", image_size=16), "image_size: images of 16 pixels do not pass"),
 ])  # fmt: skip
 def test_a_tower_without_a_width_is_told_in_one_line(tower: Tower, words: str) -> None:
