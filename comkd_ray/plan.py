@@ -39,7 +39,7 @@ from comkd_ray.prepare import view_count
 from comkd_ray.prompts import check_teacher_depths
 from comkd_ray.protocols import explain, is_transductive
 from comkd_ray.search_space import Dimension, Scalar
-from comkd_ray.student import check_depth
+from comkd_ray.student import check_depths
 
 RATE = 100e12
 """Floating-point operations a second that one GPU is assumed to sustain: an H100 does at most 989e12."""
@@ -347,9 +347,7 @@ def check_towers(study: Study) -> None:
     for tower in (study.teacher, study.student):
         check_pretrained(tower)
     check_teacher_depths(blank_clip(study.teacher), study.teacher)
-    student = blank_clip(study.student)
-    for variant in study_file.variants(study):
-        check_depth(student, variant.student)
+    check_depths(blank_clip(study.student), [one.student for one in study_file.variants(study)])
 
 
 def _size(count: int) -> str:

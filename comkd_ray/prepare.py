@@ -26,7 +26,7 @@ from comkd_ray.models import Clip, default_device, load_clip
 from comkd_ray.photographs import Photographs, check_batch, open_both, open_photographs
 from comkd_ray.prompts import check_class_names
 from comkd_ray.stage_one import StageOne, bank_images, bank_scores, open_stage_one, spoken_by
-from comkd_ray.student import check_depth, has_visual_prompts
+from comkd_ray.student import check_depths, has_visual_prompts
 from comkd_ray.study_file import digest
 from comkd_ray.teacher import build_text
 
@@ -105,9 +105,10 @@ class _timed:
 
 def _check_shapes(study: Study, student: Clip, images: int) -> None:
     """Refuse prompts deeper than their tower, and batches that cannot be filled, of any arm."""
-    for variant in study_file.variants(study):
+    variants = study_file.variants(study)
+    for variant in variants:
         check_batch(variant, images)
-        check_depth(student, variant.student)
+    check_depths(student, [variant.student for variant in variants])
 
 
 @dataclass

@@ -61,10 +61,13 @@ def has_visual_prompts(config: Student, clip: Clip) -> bool:
     return clip.is_vit and config.prompt_length > 0
 
 
-def check_depth(clip: Clip, config: Student) -> None:
-    """UserError where an arm prompts more layers than the student's tower has."""
-    if has_visual_prompts(config, clip):
-        check_visual_depth(clip, config.prompt_depth, "student")
+def check_depths(clip: Clip, configs: Sequence[Student]) -> None:
+    """UserError where an arm may prompt more layers than the student's tower has.
+
+    configs: one for every value of a searched key. Length and depth come together in any way.
+    """
+    if any(has_visual_prompts(config, clip) for config in configs):
+        check_visual_depth(clip, max(config.prompt_depth for config in configs), "student")
 
 
 def trainable_parameters(study: Study, clip: Clip, width: int) -> int:

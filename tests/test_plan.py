@@ -108,6 +108,15 @@ def test_a_configuration_that_cannot_run_is_found(make_study: MakeStudy) -> None
         make_plan(make_study({"search.space": space}))
 
 
+def test_length_and_depth_of_prompts_come_together_in_any_way(make_study: MakeStudy) -> None:
+    """Neither of the two alone is too deep for a tower of three layers."""
+    space = {"student.prompt_length": {"choice": [0, 2]}, "student.prompt_depth": {"choice": [2, 4]}}
+    with pytest.raises(UserError, match=r"student\.prompt_depth: .* has 3 layers, not 4"):
+        make_plan(make_study({"student.prompt_length": 0, "search.space": space}))
+    depth = {"student.prompt_depth": {"choice": [2, 4]}}
+    make_plan(make_study({"student.prompt_length": 0, "search.space": depth}))  # nothing is prompted
+
+
 def test_a_list_has_its_arms_in_every_cell_and_each_is_checked(make_study: MakeStudy) -> None:
     def listed(*first: dict[str, Any]) -> Study:
         space = {"train.seed": {"choice": [1, 2, 3]}}
