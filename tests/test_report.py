@@ -419,6 +419,16 @@ def test_a_browser_draws_it_offline(built: Path, browser: Chrome, width: int, sc
     assert urls == {built.as_uri()}
 
 
+def test_a_browser_shows_all_columns_of_the_best_arms_in_a_window_of_1280(browser: Chrome) -> None:
+    """Of the quickstart's sample, which searches eight keys."""
+    page = Path(__file__).parent.parent / "reports" / "quickstart" / "report.html"
+    opened(browser, page, 1280, "light")
+    hidden = "return [...document.querySelectorAll('.dense')].map((box) => box.scrollWidth - box.clientWidth)"
+    found = browser.execute_script(hidden)
+    assert found
+    assert max(found) <= 0
+
+
 def test_a_browser_redraws_when_the_scheme_changes(built: Path, browser: Chrome) -> None:
     opened(browser, built, WIDE, "light")
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
