@@ -12,6 +12,7 @@ import polars as pl
 
 from comkd_ray.arms import full_budget, scores_of
 from comkd_ray.claims import at_values
+from comkd_ray.components import components
 from comkd_ray.config import Study
 from comkd_ray.designs import settings
 from comkd_ray.errors import UserError
@@ -36,6 +37,16 @@ def main_effects(arms: pl.DataFrame, study: Study) -> list[Effect]:
             return []
         return [one._replace(levels=_levels(one, block.factors)) for one in found]
     return _of_fraction(arms, study) if block.design == "fractional" else []
+
+
+def further_effects(arms: pl.DataFrame, study: Study | None, enumerated: bool | None) -> list[Effect]:
+    """Effects of an ablation that `components` does not have: of other factors, and of a fraction."""
+    if study is None or study.ablate is None:
+        return []
+    known = components(arms, study, enumerated)
+    if known is not None and set(study.ablate.factors) <= set(known.grid.factors):
+        return []
+    return main_effects(arms, study)
 
 
 def _by_place(arms: pl.DataFrame, study: Study) -> pl.DataFrame:

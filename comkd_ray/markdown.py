@@ -5,6 +5,7 @@ from __future__ import annotations
 from comkd_ray.arms import full_budget
 from comkd_ray.collapse import among, tally
 from comkd_ray.components import components
+from comkd_ray.main_effects import further_effects
 from comkd_ray.pairing import is_seeded_grid, paired_by_seed
 from comkd_ray.published_gap import comparison
 from comkd_ray.reference_rows import reference_rows, remarks
@@ -14,6 +15,8 @@ from comkd_ray.tables import (
     FLAG_NOTE,
     Table,
     components_notes,
+    effects_notes,
+    effects_of,
     effects_table,
     paired_notes,
     paired_table,
@@ -65,12 +68,15 @@ def _differences(run: Run) -> list[str]:
 
 
 def _components(run: Run) -> list[str]:
-    """What each module is worth, where the study is a full factorial."""
+    """What each module is worth, where the study is a full factorial, and each factor of an ablation."""
+    parts = []
+    if further := further_effects(run.fixed, run.study, run.enumerated):
+        parts += [as_markdown(effects_of(further, run.scores)), *effects_notes(run.rule)]
     found = components(run.fixed, run.study, run.enumerated)
-    if found is None:
-        return []
-    tables = [as_markdown(made(found, run.scores)) for made in (effects_table, shapley_table)]
-    return [*tables, *components_notes(found, run.rule)]
+    if found is not None:
+        parts += [as_markdown(made(found, run.scores)) for made in (effects_table, shapley_table)]
+        parts += components_notes(found, run.rule)
+    return parts
 
 
 def as_markdown(table: Table) -> str:

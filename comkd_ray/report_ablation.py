@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from comkd_ray.components import components
 from comkd_ray.config import Study
 from comkd_ray.document import Section
 from comkd_ray.knob_plots import knob_info, knob_plot
-from comkd_ray.main_effects import main_effects
+from comkd_ray.main_effects import further_effects
 from comkd_ray.markup import join, paragraph
 from comkd_ray.report_figures import figure
 from comkd_ray.report_tables import plain_table, titled
 from comkd_ray.retuned import side_by_side
 from comkd_ray.retuned_plots import retuned_plot
 from comkd_ray.run import Run
-from comkd_ray.tables import NO_LOOKS, effects_of, retuned_table
+from comkd_ray.tables import effects_notes, effects_of, retuned_table
 
 
 def ablation_sections(run: Run) -> list[Section]:
@@ -22,7 +21,7 @@ def ablation_sections(run: Run) -> list[Section]:
     if study is None or study.ablate is None:
         return []
     knobs = _knobs(run, study) if study.ablate.design == "one_knob" else []
-    return [*_retuned(run, study), *knobs, *_effects(run, study)]
+    return [*_retuned(run, study), *knobs, *_effects(run)]
 
 
 def _retuned(run: Run, study: Study) -> list[Section]:
@@ -69,22 +68,11 @@ def _knobs(run: Run, study: Study) -> list[Section]:
     return [("knobs", "Curves", join(drawn))]
 
 
-def _effects(run: Run, study: Study) -> list[Section]:
+def _effects(run: Run) -> list[Section]:
     """Effects of a factorial or a fraction, where those of all its factors do not stand below already."""
-    assert study.ablate is not None
-    below = components(run.fixed, study, run.enumerated)
-    if below is not None and set(study.ablate.factors) <= set(below.grid.factors):
-        return []
-    found = main_effects(run.fixed, study)
+    found = further_effects(run.fixed, run.study, run.enumerated)
     if not found:
         return []
-    lines = [
-        "Each number is made inside a seed that has every setting: a level minus the first, averaged over "
-        "all other settings; an interaction is by how much one effect changes with the other (not halved). "
-        "p (Holm) counts all rows."
-    ]
-    if run.rule.max_seeds is not None:
-        lines.append(NO_LOOKS)
-    notes = [paragraph(line, class_="caution") for line in lines]
+    notes = [paragraph(line, class_="caution") for line in effects_notes(run.rule)]
     table = plain_table(effects_of(found, run.scores))
     return [("effects", "Effects", join([titled("What each factor is worth", run.scores), table, *notes]))]

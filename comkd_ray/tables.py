@@ -254,7 +254,8 @@ def effects_of(found: Sequence[Effect], scores: Scores) -> Table:
         ]
         for one in found
     ]
-    return Table([f"effect, points of {scores.name}", "mean", INTERVAL, *_DIFFERENCE[1:4]], rows)
+    head = [f"effect, points of {scores.name}", "mean", INTERVAL, "sign-flip p", "smallest p", "p (Holm)"]
+    return Table(head, rows)
 
 
 def shapley_table(found: Components, scores: Scores) -> Table:
@@ -265,6 +266,16 @@ def shapley_table(found: Components, scores: Scores) -> Table:
         for name, one in (*known, ("all on minus all off", found.total))
     ]
     return Table([f"Shapley value, points of {scores.name}", "mean", INTERVAL], rows)
+
+
+def effects_notes(rule: Rule) -> list[str]:
+    """How the effects of factors are to be read, a line each."""
+    line = (
+        "Each number is made inside a seed that has every setting: a level minus the first, averaged over "
+        "all other settings; an interaction is by how much one effect changes with the other (not halved). "
+        "p (Holm) counts all rows."
+    )
+    return [line, NO_LOOKS] if rule.max_seeds is not None else [line]
 
 
 def components_notes(found: Components, rule: Rule = FIXED) -> list[str]:

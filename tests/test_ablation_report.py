@@ -34,7 +34,7 @@ from comkd_ray.run import Run, read
 from comkd_ray.search_space import Overrides
 from comkd_ray.sequential import compare_at_any_look, decide
 from comkd_ray.stats import sign_flip_p
-from comkd_ray.tables import paired_notes, variants_notes, variants_table
+from comkd_ray.tables import effects_notes, effects_of, paired_notes, variants_notes, variants_table
 from comkd_ray.variants import variants
 
 Tree = dict[str, Any]
@@ -143,6 +143,20 @@ def test_main_effects_of_a_fraction_are_on_minus_off_inside_each_seed(tmp_path: 
         assert effect.p == pytest.approx(sign_flip_p(values))
         assert effect.p_holm >= effect.p
     assert "What each factor is worth" in page(run)
+
+
+def test_each_p_of_an_effect_stands_under_its_name(tmp_path: Path) -> None:
+    run = run_of(tmp_path, ablation("factorial", FLAGS, seeds=6))
+    assert run.study is not None
+    found = main_effects(run.fixed, run.study)
+    shown = effects_of(found, run.scores)
+    places = {name: shown.head.index(name) for name in ("sign-flip p", "smallest p", "p (Holm)")}
+    for one, row in zip(found, shown.rows, strict=True):
+        values = {"sign-flip p": one.p, "smallest p": one.smallest_p, "p (Holm)": one.p_holm}
+        assert {name: row[place] for name, place in places.items()} == {
+            n: f"{p:.3g}" for n, p in values.items()
+        }
+    assert any(one.p != one.p_holm for one in found)
 
 
 def test_a_seed_that_lacks_a_setting_is_left_out_of_the_effects(tmp_path: Path) -> None:
@@ -316,9 +330,12 @@ def test_settings_of_a_fraction_are_shown_and_not_compared(tmp_path: Path) -> No
     assert {len(row) for row in shown.rows} == {len(shown.head)}
     assert "settings of a fraction are not compared" in variants_notes(found, run.scores)[0]
     assert paired_notes(run.scores, run.rule) == []
-    assert "sign-flip" not in tables(run)
+    assert "sign-flip" not in tables(run).split("| effect")[0]
     section = page(run).split('<section id="variants">')[1].split("</section>")[0]
     assert "verdict" not in section
+    effects = tables(run).split("| effect")[1]
+    assert all(words in effects for words in ("loss.temperature: 2", "IFAlign", "student.alpha: vector"))
+    assert effects_notes(run.rule)[0] in effects
     assert verdicts(run.fixed, run.study, run.rule) == []
     assert summary(run.fixed, run.study, run.rule) == ""
 

@@ -127,8 +127,8 @@ ALLOWED = {
     "tables": "arms collapse comparison components factorial pairing published published_gap reference_rows"
     " retuned stats variants words |",
     "costs": "arms config tables variants words | polars",
-    "markdown": "arms collapse components pairing published_gap reference_rows report_facts run tables"
-    " variants |",
+    "markdown": "arms collapse components main_effects pairing published_gap reference_rows report_facts"
+    " run tables variants |",
     "joint": "across_datasets arms collapse config errors reference_rows run stats study_file variants words"
     " | polars",
     "figure": "arms collapse words | plotly",
@@ -139,7 +139,7 @@ ALLOWED = {
     "front_plot": "arms figure protocols search_plots search_study | optuna plotly polars",
     "importance": "arms figure protocols search_study | optuna plotly polars",
     "knob_plots": "arms claims config designs figure search_space stats words | plotly polars",
-    "main_effects": "arms claims config designs errors factorial search_space stats | polars",
+    "main_effects": "arms claims components config designs errors factorial search_space stats | polars",
     "retuned_plots": "figure pairing retuned stats | plotly",
     "rank_plot": "across_datasets figure | plotly",
     "findings": "arms collapse pairing protocols reference_rows words | polars",
@@ -148,8 +148,8 @@ ALLOWED = {
     "document": "markup words | plotly",
     "report_figures": "arms collapse components cost_plots costs document figure findings front_plot"
     " importance markup plots reference_rows report_facts report_tables run search_plots variants | plotly",
-    "report_ablation": "components config document knob_plots main_effects markup report_figures"
-    " report_tables retuned retuned_plots run tables |",
+    "report_ablation": "config document knob_plots main_effects markup report_figures report_tables"
+    " retuned retuned_plots run tables |",
     "report": "claims document findings markup published published_gap reference_rows report_ablation"
     " report_facts report_figures report_tables results run tables variants |",
     "joint_report": "across_datasets collapse document joint markdown markup planner rank_plot"
