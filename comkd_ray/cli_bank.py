@@ -27,7 +27,7 @@ def bank() -> None:
     """Banks in the cache: what frozen towers said of every image and view."""
 
 
-@bank.command()
+@bank.command(short_help="List the banks, the last used first.")
 @_as_json
 @plain_errors
 def ls(as_json: bool) -> None:
@@ -44,7 +44,7 @@ def ls(as_json: bool) -> None:
         click.echo(_table(found))
 
 
-@bank.command()
+@bank.command(short_help="Read banks whole; name every damaged file.")
 @click.argument("keys", nargs=-1)
 @_as_json
 @plain_errors
@@ -73,7 +73,7 @@ def verify(keys: tuple[str, ...], as_json: bool) -> None:
         sys.exit(FAULTS)
 
 
-@bank.command()
+@bank.command(short_help="Remove unfinished and old banks.")
 @click.option("--keep-days", default=30.0, show_default=True, type=click.FloatRange(min=0), metavar="N",
               help="Keep banks that were opened within N days.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Allow less than one day: no study may be running.")
@@ -102,7 +102,7 @@ def gc(keep_days: float, force: bool, dry_run: bool, as_json: bool) -> None:
     click.echo(f"{len(removed)} banks, {total}: {'would be removed' if dry_run else 'removed'}")
 
 
-@bank.command()
+@bank.command(short_help="Prepare STUDY as far as its banks.")
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @_as_json

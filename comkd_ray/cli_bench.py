@@ -37,7 +37,7 @@ def _load(study: Path | None, sets: tuple[str, ...]) -> Any:
     return loaded
 
 
-@bench.command()
+@bench.command(short_help="The same arms as published and in our ways, timed.")
 @click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @click.option("--arms", default=16, show_default=True, help="Arms of the grid, a multiple of 8.")
@@ -56,7 +56,7 @@ def sweep(study: Path | None, sets: tuple[str, ...], arms: int, baseline_arms: i
     _show(found, lines(found), as_json)
 
 
-@bench.command()
+@bench.command(short_help="A search of few arms and one of many, timed.")
 @click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @click.option(
@@ -75,7 +75,7 @@ def growth(study: Path | None, sets: tuple[str, ...], arms: tuple[int, int], as_
     _show(found, growth_lines(found), as_json)
 
 
-@bench.command()
+@bench.command(short_help="A step, the bank and the pixels against their limits.")
 @click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -90,7 +90,7 @@ def step(study: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
     _show(found, lines(found), as_json)
 
 
-@bench.command()
+@bench.command(short_help="What the driver takes for many arms; ImageNet simulated.")
 @click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @click.option("--arms", default=1000, show_default=True, type=click.IntRange(min=1),

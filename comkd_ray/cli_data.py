@@ -33,7 +33,7 @@ def data() -> None:
     """
 
 
-@data.command("ls")
+@data.command("ls", short_help="List the published data sets.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
 @plain_errors
 def list_data_sets(as_json: bool) -> None:
@@ -68,7 +68,7 @@ def list_data_sets(as_json: bool) -> None:
     )
 
 
-@data.command()
+@data.command(short_help="Compare a data set on disk with the published one.")
 @click.argument("name")
 @click.option("--root", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="Folder of the data set.")  # fmt: skip

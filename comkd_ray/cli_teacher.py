@@ -19,7 +19,7 @@ def teacher() -> None:
     """Teachers in the cache: build one, list them, show one."""
 
 
-@teacher.command()
+@teacher.command(short_help="List the teachers of the cache.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array of all cards.")
 @plain_errors
 def ls(as_json: bool) -> None:
@@ -35,7 +35,7 @@ def ls(as_json: bool) -> None:
         click.echo(_aligned([COLUMNS, *map(_row, cards)]))
 
 
-@teacher.command()
+@teacher.command(short_help="Show the card of a teacher.")
 @click.argument("key")
 @click.option("--json", "as_json", is_flag=True, help="The card as one JSON object.")
 @plain_errors
@@ -46,7 +46,7 @@ def show(key: str, as_json: bool) -> None:
     _tell(find_teacher(cache_root(), key), as_json)
 
 
-@teacher.command()
+@teacher.command(short_help="Tune the teacher of STUDY, nothing of what follows.")
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of the study file.")
 @click.option("--json", "as_json", is_flag=True, help="Progress and the card as JSON lines on stdout.")

@@ -40,6 +40,7 @@ from comkd_ray.prompts import check_teacher_depths
 from comkd_ray.protocols import explain, is_transductive
 from comkd_ray.search_space import Dimension, Scalar
 from comkd_ray.student import check_depths
+from comkd_ray.words import counted
 
 RATE = 100e12
 """Floating-point operations a second that one GPU is assumed to sustain: an H100 does at most 989e12."""
@@ -142,7 +143,7 @@ class Plan:
             ("arms", f"{self.arms}"),
             ("arms come from", self.search),
             ("arms in a cohort", _cohort(self.arms_per_trial)),
-            ("steps an arm", f"{self.steps:,} in {self.epochs} epochs"),
+            ("steps an arm", f"{self.steps:,} in {counted(self.epochs, 'epoch')}"),
             ("bank", f"{_size(self.bank_bytes)}, {self.views} views an image"),
             *(("pixels", words) for words in self.pixels),
             ("teacher", f"{self.teacher_flops / 1e15:.3g} PFLOP, once"),

@@ -156,7 +156,8 @@ ALLOWED = {
     " report_facts report_figures report_tables results run tables words |",
     # top
     "plan": "arms cache cohort_size config data.datasets data.folders data.storing data.stream designs"
-    " jobs models photographs planner prepare prompts protocols search_space student study_file | torch",
+    " jobs models photographs planner prepare prompts protocols search_space student study_file words |"
+    " torch",
     "simulate": "|",
     "stopwatch": "| torch",
     "rehearsal": "bank cohort config data.datasets data.folders losses material models photographs prompts"
