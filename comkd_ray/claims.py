@@ -50,13 +50,14 @@ def summary(arms: pl.DataFrame, study: Study | None, rule: Rule) -> str:
     """All claims at fixed knobs in a sentence, those that are settled by name; empty where none is made."""
     if study is None or study.ablate is None or not rule.compares:
         return ""
-    pairs, claims, parts = claims_of(arms, study, settings(study), rule), count_claims(study), []
+    claims, parts = count_claims(study), []
+    if not claims:
+        return ""
+    pairs = claims_of(arms, study, settings(study), rule)
     for verdict in ("supported", "refuted", "open", "not decidable"):
         names = [pair.name for pair in pairs if pair.found.verdict == verdict]
         named = f" ({', '.join(names)})" * (verdict in ("supported", "refuted"))
         parts += [f"{len(names)} {verdict}{named}"] * bool(names)
-    if not claims:
-        return ""
     parts += [f"{claims - len(pairs)} without a pair of arms"] * (claims > len(pairs))
     question = f"Which settings score {study.ablate.direction} {setting_names(study)[0]}?"
     return f"{question} Of {counted(claims, 'claim')}: {', '.join(parts)}."

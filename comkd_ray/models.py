@@ -12,7 +12,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -161,6 +161,7 @@ def load_clip(tower: Tower, device: torch.device | None = None) -> Clip:
     return _frozen(tower, name, model.to(device or default_device()))
 
 
+@lru_cache(maxsize=8)
 def blank_clip(tower: Tower) -> Clip:
     """The same without weights, on the meta device: its shapes. UserError as `load_clip`."""
     import open_clip
